@@ -1,0 +1,249 @@
+"""The contestants: the same network, weights and input in every library that is installed.
+
+Each gets what suits it best: JAX its own weight layout, functions compiled once a shape, gradients of
+the parameters only; ONNX Runtime constant weights that it may pack beforehand, its default spinning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from shapes import Shape
+from torch import Tensor, nn
+
+# By name: "y" the output; "dW0", "db0", ... the gradients of each layer's weight (out, in) and bias (out,).
+# A step has no "y", and weight and bias after the update in the place of their gradients.
+Results = dict[str, np.ndarray[Any, Any]]
+LEARNING_RATE = 0.01
+
+
+class Unsupported(Exception):
+    """This contestant cannot do this task."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A shape filled with numbers, float32, the same in every run."""
+
+    shape: Shape
+    task: str
+
+    def network(self) -> nn.Sequential:
+        """A new plain network, with the same weights each time."""
+        generator_state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for m, n in zip(self.shape.sizes, self.shape.sizes[1:], strict=False):
+            layers += [nn.Linear(m, n), nn.ReLU()]
+        torch.random.set_rng_state(generator_state)
+        return nn.Sequential(*layers[:-1])
+
+    def parameters(self) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        """Weight (out, in) and bias (out,) of each layer."""
+        values = [p.detach().numpy() for p in self.network().parameters()]
+        return list(zip(values[::2], values[1::2], strict=True))
+
+    def _normal(self, features: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.shape.batch, features, generator=generator)
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The input (batch, in)."""
+        return self._normal(self.shape.sizes[0], 1)
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """The gradient (batch, out) that backward starts from."""
+        return self._normal(self.shape.sizes[-1], 2)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The classes (batch,) that a step trains towards."""
+        generator = torch.Generator().manual_seed(3)
+        return torch.randint(self.shape.sizes[-1], (self.shape.batch,), generator=generator)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str
+    run: Callable[[], object]  # one call, as timed
+    results: Callable[[], Results]  # one call, for the check; before any run(), for a step moves weights
+
+
+def named(arrays: list[np.ndarray[Any, Any]]) -> Results:
+    """Weight and bias of each layer in turn, under their names."""
+    return {f"{('dW', 'db')[i % 2]}{i // 2}": a for i, a in enumerate(arrays)}
+
+
+def _torch_contestant(name: str, model: nn.Module, problem: Problem) -> Contestant:
+    x, grad, labels = problem.x, problem.grad, problem.labels
+    params = list(model.parameters())
+    loss = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(params, lr=LEARNING_RATE)
+
+    def forward() -> Tensor:
+        return model(x)
+
+    def forward_backward() -> Tensor:
+        for p in params:
+            p.grad = None
+        y = model(x)
+        y.backward(grad)
+        return y
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(model(x), labels)
+        value.backward()
+        optimizer.step()
+        return value
+
+    run = {"forward": forward, "forward+backward": forward_backward, "step": step}[problem.task]
+
+    def results() -> Results:
+        out = run().detach().numpy()
+        if problem.task == "forward":
+            return {"y": out}
+        if problem.task == "step":
+            return named([p.detach().numpy().copy() for p in params])
+        return {"y": out} | named([p.grad.numpy().copy() for p in params if p.grad is not None])
+
+    return Contestant(name, run, results)
+
+
+def eager_network(problem: Problem) -> nn.Module:
+    return problem.network()
+
+
+def fastmlp_network(problem: Problem) -> nn.Module:
+    from fastmlp import FusedMLP
+
+    model = FusedMLP(list(problem.shape.sizes))
+    model.load_state_dict(problem.network().state_dict())
+    return model
+
+
+def eager(problem: Problem, threads: int) -> Contestant:
+    return _torch_contestant("eager", eager_network(problem), problem)
+
+
+def fastmlp(problem: Problem, threads: int) -> Contestant:
+    return _torch_contestant("fastmlp", fastmlp_network(problem), problem)
+
+
+def compiled(problem: Problem, threads: int) -> Contestant:
+    torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
+    return _torch_contestant("compile", torch.compile(problem.network()), problem)
+
+
+def jax(problem: Problem, threads: int) -> Contestant:
+    # Read once, when JAX starts: the size of its thread pool, and no other device.
+    os.environ["NPROC"] = str(threads)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+
+    # Dispatched to another thread, a call that is waited for at once takes up to four times as long.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    x, grad, labels = (jnp.asarray(t.numpy()) for t in (problem.x, problem.grad, problem.labels))
+    params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.parameters()]  # weight (in, out)
+
+    def network(params: Any, x: Any) -> Any:
+        for w, b in params[:-1]:
+            x = jax.nn.relu(x @ w + b)
+        w, b = params[-1]
+        return x @ w + b
+
+    def forward_backward(params: Any, x: Any, grad: Any) -> Any:
+        y, backward = jax.vjp(lambda p: network(p, x), params)
+        return y, backward(grad)[0]
+
+    def mean_loss(params: Any, x: Any, labels: Any) -> Any:
+        return -jax.nn.log_softmax(network(params, x))[jnp.arange(len(labels)), labels].mean()
+
+    def step(params: Any, x: Any, labels: Any) -> Any:
+        value, grads = jax.value_and_grad(mean_loss)(params, x, labels)
+        return value, jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+
+    if problem.task == "step":
+        jitted_step = jax.jit(step, donate_argnums=0)
+
+        def run() -> Any:
+            nonlocal params
+            value, params = jax.block_until_ready(jitted_step(params, x, labels))
+            return value, params
+    else:
+        function = jax.jit(network if problem.task == "forward" else forward_backward)
+        args = (params, x) if problem.task == "forward" else (params, x, grad)
+
+        def run() -> Any:
+            return jax.block_until_ready(function(*args))
+
+    def results() -> Results:
+        out = run()
+        if problem.task == "forward":
+            return {"y": np.array(out)}
+        arrays = [np.array(a).T for layer in out[1] for a in layer]
+        return named(arrays) if problem.task == "step" else {"y": np.array(out[0])} | named(arrays)
+
+    return Contestant("jax", run, results)
+
+
+def onnxruntime(problem: Problem, threads: int) -> Contestant:
+    if problem.task != "forward":
+        raise Unsupported("forward only")
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, constants, last = [], [], len(problem.shape.sizes) - 2
+    for i, (w, b) in enumerate(problem.parameters()):
+        constants += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
+        inputs = ["x" if i == 0 else f"h{i}", f"w{i}", f"b{i}"]
+        nodes.append(helper.make_node("Gemm", inputs, ["y" if i == last else f"z{i}"], transB=1))
+        if i < last:
+            nodes.append(helper.make_node("Relu", [f"z{i}"], [f"h{i + 1}"]))
+    x = problem.x.numpy()
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (problem.shape.batch, features))
+        for name, features in (("x", problem.shape.sizes[0]), ("y", problem.shape.sizes[-1]))
+    ]
+    graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run() -> Any:
+        return session.run(None, {"x": x})
+
+    return Contestant("onnxruntime", run, lambda: {"y": run()[0]})
+
+
+PEERS: dict[str, Callable[[Problem, int], Contestant]] = {
+    "fastmlp": fastmlp,
+    "eager": eager,
+    "compile": compiled,
+    "jax": jax,
+    "onnxruntime": onnxruntime,
+}
+
+
+def contestants(names: list[str], problem: Problem, threads: int) -> Iterator[Contestant]:
+    """Those of ``names`` that can run here; a line tells why another cannot."""
+    for name in names:
+        try:
+            yield PEERS[name](problem, threads)
+        except (ImportError, Unsupported) as reason:
+            print(f"skipped {name}, {problem.task} of {problem.shape.name}: {reason}", flush=True)

@@ -1,0 +1,73 @@
+"""The one table of shapes that every benchmark draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+TASKS = ("forward", "forward+backward", "step")
+
+# The sweep crosses BATCHES with WIDTHS; the depth walks through DEPTHS along the way, so that every
+# depth meets small and large batches and widths, full vectors and ragged ends.
+BATCHES = (1, 3, 8, 17, 50, 128, 512, 1024, 4096)
+WIDTHS = (8, 17, 46, 64, 100, 256, 300, 1000, 2048)
+DEPTHS = (1, 2, 3, 5, 8)
+GRID_FLOP_LIMIT = 45e9  # of one forward+backward: well under half a second on two cores
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A multilayer perceptron with ReLU between its layers, and the batch it is fed."""
+
+    group: str
+    name: str
+    sizes: tuple[int, ...]  # features: input, hidden ..., output
+    batch: int  # rows of the input
+
+    @property
+    def network(self) -> str:
+        return "-".join(map(str, self.sizes))
+
+    def flops(self, task: str) -> float:
+        """Floating-point operations of the products of one call of ``task``.
+
+        Backward has two products a layer, dW and dX, but no dX for the first layer: the input of a
+        network asks for no gradient here. Bias, activation, loss and update are not counted.
+        """
+        products = [2.0 * self.batch * m * n for m, n in zip(self.sizes, self.sizes[1:], strict=False)]
+        return sum(products) if task == "forward" else 3 * sum(products) - products[0]
+
+
+def _grid() -> Iterator[Shape]:
+    for i, batch in enumerate(BATCHES):
+        for j, width in enumerate(WIDTHS):
+            # The deepest network at or below this pair's depth that stays within the limit.
+            for depth in reversed(DEPTHS[: (2 * i + j) % len(DEPTHS) + 1]):
+                shape = Shape("grid", f"b{batch}-w{width}-d{depth}", (width,) * (depth + 1), batch)
+                if depth == 1 or shape.flops("forward+backward") <= GRID_FLOP_LIMIT:
+                    yield shape
+                    break
+
+
+SHAPES = (
+    Shape("named", "lecture-50", (784, 300, 10), 50),
+    Shape("named", "lecture-1", (784, 300, 10), 1),
+    Shape("named", "small-32", (64, 256, 256, 8), 32),
+    Shape("named", "tiny-1", (64, 64, 64, 4), 1),
+    Shape("named", "large-1024", (1024,) * 5, 1024),
+    *_grid(),
+)
+
+
+def select(patterns: str) -> list[Shape]:
+    """The shapes whose name or group matches one of the comma-separated patterns (``*``, ``?``).
+
+    Raises:
+        ValueError: when nothing matches.
+    """
+    wanted = [p.strip() for p in patterns.split(",")]
+    found = [s for s in SHAPES if any(fnmatchcase(n, p) for p in wanted for n in (s.name, s.group))]
+    if not found:
+        raise ValueError(f"no shape matches {patterns!r}; names: {', '.join(s.name for s in SHAPES)}")
+    return found

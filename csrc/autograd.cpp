@@ -1,0 +1,211 @@
+// The one autograd node of a network.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "mlp.h"
+#include "ops.h"
+
+namespace fastmlp {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor activate(Activation activation, const at::Tensor& z, double slope) {
+  switch (activation) {
+    case Activation::identity:
+      return z;
+    case Activation::relu:
+      return at::relu(z);
+    case Activation::leaky_relu:
+      return at::leaky_relu(z, slope);
+    case Activation::elu:
+      return at::elu(z, slope);
+    case Activation::sigmoid:
+      return at::sigmoid(z);
+    case Activation::tanh:
+      return at::tanh(z);
+    case Activation::gelu:
+      return at::gelu(z);
+    case Activation::gelu_tanh:
+      return at::gelu(z, "tanh");
+    case Activation::silu:
+      return at::silu(z);
+  }
+  TORCH_CHECK(false, "fastmlp: unknown activation");
+}
+
+at::Tensor derive(Activation activation, const at::Tensor& grad, const at::Tensor& z, const at::Tensor& y, double slope) {
+  switch (activation) {
+    case Activation::identity:
+      return grad;
+    case Activation::relu:
+      return at::threshold_backward(grad, y, 0);
+    case Activation::leaky_relu:
+      return at::leaky_relu_backward(grad, z, slope, false);
+    case Activation::elu:
+      return at::elu_backward(grad, slope, 1, 1, false, z);
+    case Activation::sigmoid:
+      return at::sigmoid_backward(grad, y);
+    case Activation::tanh:
+      return at::tanh_backward(grad, y);
+    case Activation::gelu:
+      return at::gelu_backward(grad, z);
+    case Activation::gelu_tanh:
+      return at::gelu_backward(grad, z, "tanh");
+    case Activation::silu:
+      return at::silu_backward(grad, z);
+  }
+  TORCH_CHECK(false, "fastmlp: unknown activation");
+}
+
+// What backward needs to know of a forward. Tensors that eager would save, too, go through save_for_backward, which checks at
+// backward that nobody modified them; the rest (a weight whose input needs no gradient, the biases) is needed for shapes and
+// for second derivatives alone, and may be modified in between as in eager.
+struct Call : torch::CustomClassHolder {
+  std::vector<int64_t> activations;
+  std::vector<double> slopes;
+  int64_t first;
+  std::vector<bool> checked;          // of input, weights…: which ones went through save_for_backward
+  std::vector<at::Tensor> unchecked;  // input, weights…, biases…; undefined where checked
+  std::vector<int64_t> versions;      // of the unchecked ones
+};
+
+class MLPFunction : public torch::autograd::Function<MLPFunction> {
+ public:
+  // tensors: input, weights…, biases… (undefined: none).
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList tensors, const OptionalTensors& biases,
+                            const c10::intrusive_ptr<Call>& call) {
+    const size_t layers = call->activations.size();
+    const at::TensorList weights = tensors.slice(1, layers);
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    auto [output, saved] = mlp_forward(tensors[0], weights, biases, call->activations, call->slopes, call->first);
+
+    variable_list kept{saved};
+    if (call->activations.back() != static_cast<int64_t>(Activation::identity)) kept.push_back(output);
+    call->unchecked.resize(tensors.size());
+    call->versions.resize(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (i <= layers && call->checked[i]) {
+        kept.push_back(tensors[i]);
+      } else if (tensors[i].defined()) {
+        call->unchecked[i] = tensors[i];
+        call->versions[i] = tensors[i].is_inference() ? 0 : tensors[i]._version();
+      }
+    }
+    ctx->save_for_backward(std::move(kept));
+    ctx->saved_data["call"] = at::IValue::make_capsule(call);
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto holder = ctx->saved_data["call"].toCapsule();
+    const Call& call = static_cast<const Call&>(*holder);
+    const size_t layers = call.activations.size(), count = 1 + 2 * layers;
+    variable_list result(count + 2);  // two more arguments of forward that are no tensors
+    if (!grads[0].defined()) return result;
+
+    variable_list kept = ctx->get_saved_variables(), tensors = call.unchecked;
+    size_t next = 0;
+    const at::Tensor saved = kept[next++];
+    const bool output_kept = call.activations.back() != static_cast<int64_t>(Activation::identity);
+    const at::Tensor output = output_kept ? kept[next++] : grads[0];  // of its shape, and not read
+    for (size_t i = 0; i <= layers; ++i) {
+      if (call.checked[i]) tensors[i] = kept[next++];
+    }
+    std::vector<bool> needs(count);
+    for (size_t i = 0; i < count; ++i) needs[i] = ctx->needs_input_grad(i);
+
+    variable_list gradients;
+    if (at::GradMode::is_enabled()) {
+      check_versions(call);
+      gradients = differentiable(call, grads[0], tensors, needs);
+    } else {
+      gradients = mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers), output, saved, call.activations,
+                               call.slopes, call.first, needs);
+    }
+    next = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (needs[i]) result[i] = gradients[next++];
+    }
+    return result;
+  }
+
+ private:
+  static void check_versions(const Call& call) {
+    for (size_t i = 0; i < call.unchecked.size(); ++i) {
+      const at::Tensor& tensor = call.unchecked[i];
+      TORCH_CHECK(!tensor.defined() || tensor.is_inference() || static_cast<int64_t>(tensor._version()) == call.versions[i],
+                  "one of the variables needed for gradient computation has been modified by an inplace operation: [",
+                  tensor.toString(), " ", tensor.sizes(), "] is at version ", tensor._version(), "; expected version ",
+                  call.versions[i], " instead, for the second derivative of FusedMLP");
+    }
+  }
+
+  // The gradients as torch operations that can be differentiated again (create_graph=True): the activations are computed
+  // anew, since those that forward saved stand outside of the graph.
+  static variable_list differentiable(const Call& call, const at::Tensor& grad_output, const variable_list& tensors,
+                                      const std::vector<bool>& needs) {
+    const size_t layers = call.activations.size();
+    const at::Tensor& input = tensors[0];
+    variable_list z(layers), y(layers + 1);
+    y[0] = input.reshape({-1, input.size(-1)});
+    if (input.size(-1) == 0) y[0] = input.new_zeros({grad_output.numel() / grad_output.size(-1), 0});
+    for (size_t l = 0; l < layers; ++l) {
+      const at::Tensor& bias = tensors[1 + layers + l];
+      z[l] = at::linear(y[l], tensors[1 + l], bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+      y[l + 1] = activate(static_cast<Activation>(call.activations[l]), z[l], call.slopes[l]);
+    }
+    variable_list weight_gradients, bias_gradients;
+    at::Tensor grad = grad_output.reshape(y[layers].sizes());
+    for (size_t l = layers; l-- > 0;) {
+      grad = derive(static_cast<Activation>(call.activations[l]), grad, z[l], y[l + 1], call.slopes[l]);
+      if (needs[1 + l]) weight_gradients.push_back(grad.t().matmul(y[l]));
+      if (needs[1 + layers + l]) bias_gradients.push_back(grad.sum(0));
+      if (l == 0 && !needs[0]) break;
+      grad = grad.matmul(tensors[1 + l]);
+    }
+    variable_list gradients;
+    if (needs[0]) gradients.push_back(grad.reshape(input.sizes()));
+    gradients.insert(gradients.end(), weight_gradients.rbegin(), weight_gradients.rend());
+    gradients.insert(gradients.end(), bias_gradients.rbegin(), bias_gradients.rend());
+    return gradients;
+  }
+};
+
+at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                        at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+  const int64_t layers = static_cast<int64_t>(weights.size());
+  int64_t first = layers;
+  variable_list tensors;
+  if (at::GradMode::is_enabled()) {
+    tensors.reserve(1 + 2 * layers);
+    tensors.push_back(input);
+    tensors.insert(tensors.end(), weights.begin(), weights.end());
+    for (const std::optional<at::Tensor>& bias : biases) tensors.push_back(bias ? *bias : at::Tensor());
+    // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
+    const bool whole = static_cast<int64_t>(biases.size()) == layers;
+    const auto wanted = [&](int64_t i) { return tensors[i].defined() && tensors[i].requires_grad(); };
+    for (int64_t l = layers - 1; whole && l >= 0; --l) {
+      if (wanted(1 + l) || wanted(1 + layers + l) || (l == 0 && wanted(0))) first = l;
+    }
+  }
+  if (first == layers) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, layers));
+  }
+  auto call = c10::make_intrusive<Call>();
+  call->activations = activations.vec();
+  call->slopes = slopes.vec();
+  call->first = first;
+  call->checked.resize(1 + layers);
+  call->checked[0] = weights[0].requires_grad();
+  for (int64_t l = 0; l < layers; ++l) call->checked[1 + l] = l > first || (l == 0 && input.requires_grad());
+  return MLPFunction::apply(at::TensorList(tensors), biases, call);
+}
+
+}  // namespace
+}  // namespace fastmlp
+
+TORCH_LIBRARY_IMPL(fastmlp, Autograd, m) { m.impl("mlp", fastmlp::mlp_autograd); }

@@ -1,0 +1,26 @@
+// The kernels for AVX2 and FMA: 16 vector registers.
+#include "cpu/kernels.h"
+
+#include "cpu/target.h"
+
+#ifdef FASTMLP_X86
+FASTMLP_TARGET_BEGIN("avx2,fma")
+namespace fastmlp::cpu {
+namespace avx2 {
+#include "cpu/vec_avx2.h"
+// The algorithms follow the vectors that they are written in.
+#include "cpu/activation-inl.h"
+#include "cpu/gemm-inl.h"
+#include "cpu/table-inl.h"
+}  // namespace avx2
+
+template <typename T>
+const Kernels<T>& avx2_kernels() {
+  static const Kernels<T> table = avx2::make_kernels<T, 6, 2, 3, 4, 3, 3>("avx2");
+  return table;
+}
+template const Kernels<float>& avx2_kernels();
+template const Kernels<double>& avx2_kernels();
+}  // namespace fastmlp::cpu
+FASTMLP_TARGET_END
+#endif

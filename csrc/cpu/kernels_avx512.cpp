@@ -1,0 +1,26 @@
+// The kernels for AVX-512: 32 vector registers.
+#include "cpu/kernels.h"
+
+#include "cpu/target.h"
+
+#ifdef FASTMLP_X86
+FASTMLP_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+namespace fastmlp::cpu {
+namespace avx512 {
+#include "cpu/vec_avx512.h"
+// The algorithms follow the vectors that they are written in.
+#include "cpu/activation-inl.h"
+#include "cpu/gemm-inl.h"
+#include "cpu/table-inl.h"
+}  // namespace avx512
+
+template <typename T>
+const Kernels<T>& avx512_kernels() {
+  static const Kernels<T> table = avx512::make_kernels<T, 8, 3, 4, 6, 5, 5>("avx512");
+  return table;
+}
+template const Kernels<float>& avx512_kernels();
+template const Kernels<double>& avx512_kernels();
+}  // namespace fastmlp::cpu
+FASTMLP_TARGET_END
+#endif

@@ -1,0 +1,24 @@
+// The kernels for any CPU.
+#include "cpu/kernels.h"
+
+#include <cmath>
+
+#include "cpu/target.h"
+
+namespace fastmlp::cpu {
+namespace generic {
+#include "cpu/vec_generic.h"
+// The algorithms follow the vectors that they are written in.
+#include "cpu/activation-inl.h"
+#include "cpu/gemm-inl.h"
+#include "cpu/table-inl.h"
+}  // namespace generic
+
+template <typename T>
+const Kernels<T>& generic_kernels() {
+  static const Kernels<T> table = generic::make_kernels<T, 4, 2, 2, 3, 3, 3>("generic");
+  return table;
+}
+template const Kernels<float>& generic_kernels();
+template const Kernels<double>& generic_kernels();
+}  // namespace fastmlp::cpu

@@ -1,0 +1,283 @@
+#include "cpu/network.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/product.h"
+#include "cpu/threads.h"
+
+namespace fastmlp::cpu {
+namespace {
+
+// A second thread costs a few microseconds to wake and to wait for; it is worth that from about so many multiplications on.
+constexpr double kMultiplicationsPerThread = 250e3;
+
+int team_size(double multiplications, int max_threads) {
+  return static_cast<int>(std::clamp(multiplications / kMultiplicationsPerThread, 1.0, static_cast<double>(max_threads)));
+}
+
+// Buffers begin at multiples of 64 bytes, a cache line and the widest vector.
+template <typename T>
+int64_t aligned(int64_t elements) {
+  constexpr int64_t unit = 64 / sizeof(T);
+  return (elements + unit - 1) / unit * unit;
+}
+
+// A phase's packed operands are filled while the phase before it computes, so two sets of buffers take turns.
+template <typename T>
+class Packing {
+ public:
+  void add(int64_t phase, int64_t elements) { need(phase) = std::max(need(phase), aligned<T>(elements)); }
+  int64_t elements() const { return need_[0] + need_[1]; }
+  void place(T* workspace) { begin_[0] = workspace, begin_[1] = workspace + need_[0]; }
+  T* buffer(int64_t phase) const { return begin_[phase % 2]; }
+
+ private:
+  int64_t& need(int64_t phase) { return need_[phase % 2]; }
+  int64_t need_[2] = {0, 0};
+  T* begin_[2] = {nullptr, nullptr};
+};
+
+}  // namespace
+
+template <typename T>
+struct ForwardPass<T>::State {
+  const Forward<T> problem;
+  const Kernels<T>& kernels = active_kernels<T>();
+  std::vector<Product<T>> products;
+  std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
+  Packing<T> packing;
+  int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
+  int threads = 1;
+
+  State(const Forward<T>& p, int max_threads) : problem(p) {
+    double multiplications = 0;
+    for (const auto& layer : problem.layers) {
+      multiplications += static_cast<double>(problem.batch) * layer.in_features * layer.out_features;
+      if (!layer.output) scratch = std::max(scratch, aligned<T>(problem.batch * layer.out_features));
+    }
+    threads = team_size(multiplications, max_threads);
+    build(nullptr);
+  }
+
+  // Without a workspace only its size is computed.
+  void build(T* workspace) {
+    products.clear(), sums.clear(), outputs.clear();
+    products.reserve(problem.layers.size());
+    Matrix<T> input{problem.input, problem.input_stride, 1};
+    for (size_t l = 0; l < problem.layers.size(); ++l) {
+      const Layer<T>& layer = problem.layers[l];
+      T* output = layer.output ? layer.output : workspace ? workspace + (l % 2) * scratch : nullptr;
+      outputs.push_back(output);
+      sums.push_back(layer.sums ? layer.sums : output);
+      products.emplace_back(kernels, problem.batch, layer.out_features, layer.in_features, input,
+                            Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back());
+      packing.add(l, products.back().packed_elements());
+      input = {output, layer.out_features, 1};
+    }
+    if (!workspace) return;
+    packing.place(workspace + 2 * scratch);
+    for (size_t l = 0; l < products.size(); ++l) products[l].use_packed(packing.buffer(l));
+  }
+
+  void work(Member member) {
+    for (size_t l = 0; l <= products.size(); ++l) {  // one phase more than layers: the first only packs
+      if (l < products.size()) products[l].pack(packing.buffer(l), member);
+      if (l > 0) compute(l - 1, member);
+      if (l > 0 ? l < products.size() : packing.elements() > 0) member.wait();
+    }
+  }
+
+  void compute(size_t l, Member member) {
+    const Layer<T>& layer = problem.layers[l];
+    const auto activate = kernels.activate[static_cast<int>(layer.activation)];
+    const bool nothing = layer.activation == Activation::identity && !layer.bias;
+    products[l].compute(member, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      if (nothing) return;
+      const int64_t at = i * layer.out_features + j;
+      activate(rows, columns, sums[l] + at, outputs[l] + at, layer.out_features, layer.bias ? layer.bias + j : nullptr,
+               layer.slope);
+    });
+  }
+};
+
+template <typename T>
+struct BackwardPass<T>::State {
+  const Backward<T> problem;
+  const Kernels<T>& kernels = active_kernels<T>();
+  int64_t layers, first;  // the layers below `first` need no gradient
+  std::vector<Product<T>> weight_products, input_products;  // [layer - first]
+  std::vector<bool> needs_input;
+  std::vector<const T*> grad_sums;  // dL/dz of each layer
+  std::vector<int64_t> grad_sums_stride;
+  Packing<T> weight_packing, input_packing;
+  int64_t scratch = 0;
+  int threads = 1;
+
+  State(const Backward<T>& p, int max_threads) : problem(p), layers(static_cast<int64_t>(p.forward.layers.size())) {
+    first = 0;
+    while (first < layers && !problem.grad_input && !problem.gradients[first].weight && !problem.gradients[first].bias) ++first;
+    double multiplications = 0;
+    for (int64_t l = first; l < layers; ++l) {
+      const Layer<T>& layer = problem.forward.layers[l];
+      const double product = static_cast<double>(problem.forward.batch) * layer.in_features * layer.out_features;
+      multiplications += product * ((problem.gradients[l].weight ? 1 : 0) + (needs_input_gradient(l) ? 1 : 0));
+      scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
+    }
+    threads = team_size(multiplications, max_threads);
+    build(nullptr);
+  }
+
+  bool needs_input_gradient(int64_t l) const { return l > first || problem.grad_input; }
+
+  T* scratch_of(T* workspace, int64_t l) const { return workspace ? workspace + (l % 2) * scratch : nullptr; }
+
+  void build(T* workspace) {
+    weight_products.clear(), input_products.clear(), grad_sums.clear(), grad_sums_stride.clear();
+    const auto& all = problem.forward.layers;
+    const int64_t batch = problem.forward.batch;
+    for (int64_t l = first; l < layers; ++l) {
+      const Layer<T>& layer = all[l];
+      // The last layer's dL/dz is the incoming gradient itself where there is no activation to go through.
+      const bool given = l + 1 == layers && layer.activation == Activation::identity;
+      grad_sums.push_back(given ? problem.grad_output : scratch_of(workspace, l));
+      grad_sums_stride.push_back(given ? problem.grad_output_stride : layer.out_features);
+      const T* dz = grad_sums.back();
+      const int64_t dz_stride = grad_sums_stride.back();
+      const Matrix<T> input = l > 0 ? Matrix<T>{all[l - 1].output, all[l - 1].out_features, 1}
+                                    : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
+      weight_products.emplace_back(kernels, problem.gradients[l].weight ? layer.out_features : 0, layer.in_features, batch,
+                                   Matrix<T>{dz, 1, dz_stride}, input, problem.gradients[l].weight);
+      T* grad_input = l > first ? scratch_of(workspace, l - 1) : problem.grad_input;
+      input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features, layer.out_features,
+                                  Matrix<T>{dz, dz_stride, 1}, Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input);
+      weight_packing.add(l, weight_products.back().packed_elements());
+      input_packing.add(l, input_products.back().packed_elements());
+    }
+    if (!workspace) return;
+    weight_packing.place(workspace + 2 * scratch);
+    input_packing.place(workspace + 2 * scratch + weight_packing.elements());
+    for (int64_t l = first; l < layers; ++l) {
+      weight_products[l - first].use_packed(weight_packing.buffer(l));
+      input_products[l - first].use_packed(input_packing.buffer(l));
+    }
+  }
+
+  void work(Member member) {
+    pack(layers - 1, member);
+    derive_output(member);
+    for (int64_t l = layers - 1; l >= first; --l) {
+      member.wait();
+      if (l > first) pack(l - 1, member);
+      compute(l, member);
+    }
+  }
+
+  void pack(int64_t l, Member member) {
+    weight_products[l - first].pack(weight_packing.buffer(l), member);
+    input_products[l - first].pack(input_packing.buffer(l), member);
+  }
+
+  const T* saved(const Layer<T>& layer) const { return saves_input(layer.activation) ? layer.sums : layer.output; }
+
+  void derive_output(Member member) {
+    const Layer<T>& layer = problem.forward.layers[layers - 1];
+    if (layer.activation == Activation::identity) return;
+    const int64_t n = layer.out_features, begin = member.begin(problem.forward.batch);
+    T* dz = const_cast<T*>(grad_sums.back());  // ours: scratch
+    kernels.derive[static_cast<int>(layer.activation)](member.end(problem.forward.batch) - begin, n,
+                                                       problem.grad_output + begin * problem.grad_output_stride,
+                                                       problem.grad_output_stride, saved(layer) + begin * n, n, dz + begin * n, n,
+                                                       layer.slope);
+  }
+
+  // dW = dzᵀ · x, db = the column sums of dz, and dx = dz · W, which becomes the dz of the layer below in the epilogue.
+  void compute(int64_t l, Member member) {
+    const Layer<T>& layer = problem.forward.layers[l];
+    const T* dz = grad_sums[l - first];
+    const int64_t stride = grad_sums_stride[l - first];
+    weight_products[l - first].compute(member, [](int64_t, int64_t, int64_t, int64_t) {});
+    if (problem.gradients[l].bias) {
+      const int64_t groups = (layer.out_features + kernels.width - 1) / kernels.width;
+      const int64_t begin = member.begin(groups) * kernels.width;
+      const int64_t end = std::min<int64_t>(layer.out_features, member.end(groups) * kernels.width);
+      if (begin < end) {
+        kernels.column_sums(problem.forward.batch, end - begin, dz + begin, stride, problem.gradients[l].bias + begin);
+      }
+    }
+    if (!needs_input_gradient(l)) return;
+    if (l == first) {
+      input_products[0].compute(member, [](int64_t, int64_t, int64_t, int64_t) {});
+      return;
+    }
+    const Layer<T>& below = problem.forward.layers[l - 1];
+    const auto derive = kernels.derive[static_cast<int>(below.activation)];
+    T* grad = const_cast<T*>(grad_sums[l - 1 - first]);  // ours: scratch
+    input_products[l - first].compute(member, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      if (below.activation == Activation::identity) return;
+      const int64_t n = below.out_features, at = i * n + j;
+      derive(rows, columns, grad + at, n, saved(below) + at, n, grad + at, n, below.slope);
+    });
+  }
+};
+
+template <typename T>
+ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads) : state_(new State(problem, max_threads)) {}
+template <typename T>
+ForwardPass<T>::~ForwardPass() = default;
+template <typename T>
+int64_t ForwardPass<T>::workspace_elements() const {
+  return 2 * state_->scratch + state_->packing.elements();
+}
+template <typename T>
+void ForwardPass<T>::run(T* workspace) {
+  State& s = *state_;
+  s.build(workspace);
+  run_team(s.threads, [&s](Member member) { s.work(member); });
+}
+
+template <typename T>
+BackwardPass<T>::BackwardPass(const Backward<T>& problem, int max_threads) : state_(new State(problem, max_threads)) {}
+template <typename T>
+BackwardPass<T>::~BackwardPass() = default;
+template <typename T>
+int64_t BackwardPass<T>::workspace_elements() const {
+  return 2 * state_->scratch + state_->weight_packing.elements() + state_->input_packing.elements();
+}
+template <typename T>
+void BackwardPass<T>::run(T* workspace) {
+  State& s = *state_;
+  if (s.first == s.layers) return;
+  s.build(workspace);
+  run_team(s.threads, [&s](Member member) { s.work(member); });
+}
+
+template <typename T>
+double fma_peak(double seconds, int threads) {
+  const Kernels<T>& kernels = active_kernels<T>();
+  constexpr int64_t kSteps = 20000;
+  std::atomic<int64_t> rounds{0};
+  std::atomic<bool> sink{false};
+  const auto now = [] { return std::chrono::steady_clock::now(); };
+  const auto start = now();
+  run_team(threads, [&](Member) {
+    while (std::chrono::duration<double>(now() - start).count() < seconds) {
+      sink = kernels.multiply_add(kSteps) > 0;
+      ++rounds;
+    }
+  });
+  const double elapsed = std::chrono::duration<double>(now() - start).count();
+  return 2.0 * kPeakChains * kernels.width * kSteps * static_cast<double>(rounds) / elapsed * 1e-9;
+}
+
+template double fma_peak<float>(double, int);
+template double fma_peak<double>(double, int);
+template class ForwardPass<float>;
+template class ForwardPass<double>;
+template class BackwardPass<float>;
+template class BackwardPass<double>;
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,44 @@
+// The whole network forward, and backward, on the CPU.
+#pragma once
+
+#include <memory>
+
+#include "cpu/kernels.h"
+#include "mlp.h"
+
+namespace fastmlp::cpu {
+
+// Two steps, so that the caller's allocator provides the scratch memory: construct, then run with a buffer of
+// workspace_elements().
+template <typename T>
+class ForwardPass {
+ public:
+  ForwardPass(const Forward<T>& problem, int max_threads);
+  ~ForwardPass();
+  int64_t workspace_elements() const;
+  void run(T* workspace);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+template <typename T>
+class BackwardPass {
+ public:
+  BackwardPass(const Backward<T>& problem, int max_threads);
+  ~BackwardPass();
+  int64_t workspace_elements() const;
+  void run(T* workspace);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// GFLOP/s of multiply-adds on registers with the instruction set in use, on `threads` threads at once: what no product can
+// exceed.
+template <typename T>
+double fma_peak(double seconds, int threads);
+
+}  // namespace fastmlp::cpu

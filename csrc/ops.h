@@ -1,0 +1,24 @@
+// The operators as C++ calls through the dispatcher: whatever mode or key is active sees them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Optional.h>
+
+#include <tuple>
+#include <vector>
+
+namespace fastmlp {
+
+using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+
+at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases, at::IntArrayRef activations,
+               at::ArrayRef<double> slopes);
+
+std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+                                               at::IntArrayRef activations, at::ArrayRef<double> slopes, int64_t first);
+
+std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input, at::TensorList weights,
+                                     const at::Tensor& output, const at::Tensor& saved, at::IntArrayRef activations,
+                                     at::ArrayRef<double> slopes, int64_t first, const std::vector<bool>& needs);
+
+}  // namespace fastmlp

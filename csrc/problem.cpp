@@ -1,0 +1,126 @@
+#include "problem.h"
+
+#include <ATen/ATen.h>
+
+namespace fastmlp {
+namespace {
+
+bool rows_are_contiguous(const at::Tensor& matrix) {
+  return matrix.size(1) <= 1 || (matrix.stride(1) == 1 && matrix.stride(0) >= 0);
+}
+
+}  // namespace
+
+void check(const Arguments& a) {
+  const auto layers = a.weights.size();
+  TORCH_CHECK(layers > 0, "fastmlp: expected at least one weight, got none");
+  TORCH_CHECK(a.biases.size() == layers, "fastmlp: expected as many biases (or None) as weights, got ", a.biases.size(),
+              " biases for ", layers, " weights");
+  TORCH_CHECK(a.activations.size() == layers && a.slopes.size() == layers,
+              "fastmlp: expected an activation and a slope for each of ", layers, " layers, got ", a.activations.size(), " and ",
+              a.slopes.size());
+  TORCH_CHECK(a.input.dim() > 0, "fastmlp: expected an input of shape (..., in_features), got a tensor of 0 dimensions");
+  c10::SymInt features = a.input.sym_size(-1);
+  for (size_t l = 0; l < layers; ++l) {
+    const at::Tensor& weight = a.weights[l];
+    TORCH_CHECK(weight.dim() == 2, "fastmlp: expected weight ", l, " of shape (out_features, in_features), got ",
+                weight.sym_sizes());
+    if (l == 0) {
+      TORCH_CHECK(weight.sym_size(1) == features, "fastmlp: mat1 and mat2 shapes cannot be multiplied: expected an input of shape (..., ",
+                  weight.sym_size(1), ") for a weight of shape ", weight.sym_sizes(), ", got ", a.input.sym_sizes());
+    } else {
+      TORCH_CHECK(weight.sym_size(1) == features, "fastmlp: expected weight ", l, " of shape (out_features, ", features,
+                  ") after a layer of ", features, " features, got ", weight.sym_sizes());
+    }
+    features = weight.sym_size(0);
+    TORCH_CHECK(weight.scalar_type() == a.input.scalar_type(), "fastmlp: mat1 and mat2 must have the same dtype, but got ",
+                a.input.scalar_type(), " (input) and ", weight.scalar_type(), " (weight ", l, ")");
+    TORCH_CHECK(weight.device() == a.input.device(), "fastmlp: expected all tensors to be on the same device, but found ",
+                a.input.device(), " (input) and ", weight.device(), " (weight ", l, ")");
+    if (const auto& bias = a.biases[l]) {
+      TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == features, "fastmlp: expected bias ", l, " of shape (", features,
+                  "), got ", bias->sym_sizes());
+      TORCH_CHECK(bias->scalar_type() == a.input.scalar_type() && bias->device() == a.input.device(), "fastmlp: expected bias ",
+                  l, " of dtype ", a.input.scalar_type(), " on ", a.input.device(), ", got ", bias->scalar_type(), " on ",
+                  bias->device());
+    }
+    TORCH_CHECK(a.activations[l] >= 0 && a.activations[l] < kActivations, "fastmlp: unknown activation ", a.activations[l]);
+  }
+  TORCH_CHECK(a.input.scalar_type() == at::kFloat || a.input.scalar_type() == at::kDouble,
+              "fastmlp: expected float32 or float64, got ", a.input.scalar_type());
+}
+
+void check_backward(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& saved,
+                    int64_t first, size_t needs) {
+  at::DimVector expected(a.input.sizes());
+  expected.back() = a.weights.back().size(0);
+  for (const at::Tensor* tensor : {&grad_output, &output}) {
+    TORCH_CHECK(tensor->sizes() == expected && tensor->scalar_type() == a.input.scalar_type() &&
+                    tensor->device() == a.input.device(),
+                "fastmlp: expected grad_output and output of shape ", at::IntArrayRef(expected), ", dtype ", a.input.scalar_type(),
+                ", on ", a.input.device(), ", got shape ", tensor->sizes(), ", dtype ", tensor->scalar_type(), ", on ",
+                tensor->device());
+  }
+  const int64_t batch = c10::multiply_integers(a.input.sizes().slice(0, a.input.dim() - 1));
+  const int64_t elements = saved_layout(batch, a.weights, a.activations, first).elements;
+  TORCH_CHECK(saved.dim() == 1 && saved.numel() == elements && saved.scalar_type() == a.input.scalar_type() &&
+                  saved.is_contiguous(),
+              "fastmlp: expected the saved activations of mlp_forward, of shape [", elements, "], got ", saved.sizes());
+  TORCH_CHECK(needs == 1 + 2 * a.weights.size(), "fastmlp: expected ", 1 + 2 * a.weights.size(), " needs, got ", needs);
+}
+
+SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations, int64_t first) {
+  SavedLayout layout;
+  const auto layers = static_cast<int64_t>(weights.size());
+  const auto take = [&](bool wanted, int64_t features) {
+    if (!wanted) return int64_t{-1};
+    const int64_t begin = layout.elements;
+    layout.elements += batch * features;
+    return begin;
+  };
+  for (int64_t l = 0; l < layers; ++l) {
+    const int64_t features = weights[l].size(0);
+    layout.outputs.push_back(take(l + 1 >= first && l + 1 < layers, features));
+    layout.sums.push_back(take(l >= first && saves_input(static_cast<Activation>(activations[l])), features));
+  }
+  return layout;
+}
+
+at::Tensor as_rows(const at::Tensor& tensor) {
+  const int64_t features = tensor.size(-1);
+  const int64_t batch = c10::multiply_integers(tensor.sizes().slice(0, tensor.dim() - 1));
+  const at::Tensor rows = tensor.dim() == 2 ? tensor : tensor.reshape({batch, features});
+  return rows_are_contiguous(rows) ? rows : rows.contiguous();
+}
+
+template <typename T>
+Forward<T> make_forward(const Arguments& a, Operands& operands) {
+  operands.input = as_rows(a.input);
+  Forward<T> problem;
+  problem.batch = operands.input.size(0);
+  problem.input = operands.input.const_data_ptr<T>();
+  problem.input_stride = operands.input.stride(0);
+  problem.layers.resize(a.weights.size());
+  const auto keep = [&](const at::Tensor& tensor, bool readable) -> at::Tensor {
+    if (readable) return tensor;
+    operands.keep_alive.push_back(tensor.contiguous());
+    return operands.keep_alive.back();
+  };
+  for (size_t l = 0; l < a.weights.size(); ++l) {
+    Layer<T>& layer = problem.layers[l];
+    const at::Tensor weight = keep(a.weights[l], rows_are_contiguous(a.weights[l]));
+    layer.out_features = weight.size(0);
+    layer.in_features = weight.size(1);
+    layer.weight = weight.const_data_ptr<T>();
+    layer.weight_stride = weight.stride(0);
+    if (l < a.biases.size() && a.biases[l]) layer.bias = keep(*a.biases[l], a.biases[l]->is_contiguous()).template const_data_ptr<T>();
+    layer.activation = static_cast<Activation>(a.activations[l]);
+    layer.slope = static_cast<T>(a.slopes[l]);
+  }
+  return problem;
+}
+
+template Forward<float> make_forward<float>(const Arguments&, Operands&);
+template Forward<double> make_forward<double>(const Arguments&, Operands&);
+
+}  // namespace fastmlp

@@ -1,0 +1,86 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from ._faults import Fault
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Replaces a file in one step: whoever looks, or comes after a crash, finds the old or the new.
+
+    Args:
+        path: the file; its folder exists. A symbolic link stays one.
+        write: writes the content to the binary file that it is given.
+    """
+    target = _regular(path)
+    # In the same folder, since only a rename inside one file system is a single step. The name
+    # tells whose draft it is: a killed process leaves it, and remove_drafts() spares the living.
+    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def remove_drafts(path: str | os.PathLike[str]) -> None:
+    """Removes what processes that were killed inside write_whole() left beside a file."""
+    target = Path(os.path.realpath(path))
+    prefix, suffix = f".{target.name}.", ".draft"
+    for draft in target.parent.iterdir():
+        if draft.name.startswith(prefix) and draft.name.endswith(suffix):
+            process = draft.name[len(prefix) : -len(suffix)]
+            if process.isdecimal() and not _alive(int(process)):
+                draft.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises a Fault if write_whole() could not write there: better before the work than after."""
+    target = _regular(path)
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise Fault(f"{path}: cannot be written: {target.parent}: {error.strerror}") from error
+
+
+def _regular(path: str | os.PathLike[str]) -> Path:
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # a rename would put a file in a device's place
+        raise Fault(f"{path}: cannot be written: it is not a regular file")
+    return target
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut, where the system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,89 @@
+"""The extension module, and what torch.compile has to know of its operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmlp import _extension
+
+_C = _extension.load()
+_C.get_isa()  # reads FASTMLP_ISA: a wrong name is an error here, at import
+
+
+def get_isa() -> str:
+    """The instruction set whose kernels run: "generic", "avx2" or "avx512".
+
+    It is the best one that the processor and the operating system support, unless the environment
+    variable `FASTMLP_ISA` forced another when fastmlp was imported.
+    """
+    return str(_C.get_isa())
+
+
+def _saved_elements(
+    input: Tensor, weights: Sequence[Tensor], activations: Sequence[int], first: int
+) -> int | torch.SymInt:
+    features: int | torch.SymInt = 0
+    for layer, weight in enumerate(weights):
+        if first <= layer + 1 < len(weights):
+            features += weight.size(0)
+        if first <= layer and _C.saves_input(activations[layer]):
+            features += weight.size(0)
+    batch: int | torch.SymInt = 1
+    for size in input.shape[:-1]:
+        batch *= size
+    return batch * features
+
+
+def _output(input: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    features = input.size(-1)
+    for weight in weights:
+        torch._check(
+            weight.size(1) == features,
+            lambda: f"fastmlp: mat1 and mat2 shapes cannot be multiplied: got an input of shape "
+            f"{tuple(input.shape)} and weights of shapes {[tuple(w.shape) for w in weights]}",
+        )
+        features = weight.size(0)
+    return input.new_empty((*input.shape[:-1], features))
+
+
+@torch.library.register_fake("fastmlp::mlp")
+def _mlp_fake(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[int],
+    slopes: Sequence[float],
+) -> Tensor:
+    return _output(input, weights)
+
+
+@torch.library.register_fake("fastmlp::mlp_forward")
+def _mlp_forward_fake(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[int],
+    slopes: Sequence[float],
+    first: int,
+) -> tuple[Tensor, Tensor]:
+    saved = input.new_empty((_saved_elements(input, weights, activations, first),))
+    return _output(input, weights), saved
+
+
+@torch.library.register_fake("fastmlp::mlp_backward")
+def _mlp_backward_fake(
+    grad_output: Tensor,
+    input: Tensor,
+    weights: Sequence[Tensor],
+    output: Tensor,
+    saved: Tensor,
+    activations: Sequence[int],
+    slopes: Sequence[float],
+    first: int,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    shapes = [input.shape, *(w.shape for w in weights), *(w.shape[:1] for w in weights)]
+    return [input.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]

@@ -1,0 +1,31 @@
+"""What `fastmlp train` is asked to do; apart from fastmlp.train so that --help needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """One field an option of the command line; the defaults are the lecture's."""
+
+    data_dir: str | None = None  # None: the embedded digits
+    download: bool = False
+    sizes: tuple[int, ...] | None = None  # None: pixels, 300, 10
+    epochs: int = 30
+    batch_size: int = 50
+    lr: float = 0.01
+    seed: int = 0
+    compare: bool = False
+    device: str = "cpu"
+    threads: int | None = None  # None: torch's own choice
+    plot: str | None = None
+    checkpoint: str | None = None
+    checkpoint_every: int = 500  # batches
+    resume: bool = False
+    overwrite: bool = False
+
+
+# The options that determine a training's numbers. A checkpoint keeps them, and a resumed training
+# must agree; only the epochs may grow.
+KEPT = ("data_dir", "sizes", "epochs", "batch_size", "lr", "seed", "compare")

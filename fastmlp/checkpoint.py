@@ -1,0 +1,53 @@
+"""Checkpoints: a training's whole state in one file that is written whole or not at all.
+
+`torch.load(file, weights_only=True)` reads one. It is a dict: "model" holds the state_dict,
+fastmlp.train the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Any
+
+import torch
+
+from ._faults import Fault
+from ._files import write_whole
+
+_FORMAT = "fastmlp checkpoint 1"
+
+
+class CheckpointError(Fault, ValueError):
+    """A checkpoint cannot be read, or does not fit what is asked for."""
+
+
+def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Writes a checkpoint in the place of an older one, in one step.
+
+    Args:
+        path: the file; its folder exists.
+        content: tensors, numbers, strings and None in dicts, lists and tuples.
+    """
+    write_whole(path, lambda file: torch.save({"format": _FORMAT, **content}, file))
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What save() wrote, its tensors on the CPU. Runs no code that a file might hold.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no whole checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # as torch.save() writes it; torch checks no sums
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(damaged)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch lets through whatever its readers met, at length
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of `fastmlp train`")
+    return content

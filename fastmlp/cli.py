@@ -1,0 +1,220 @@
+"""The command `fastmlp`: `fastmlp train`, `fastmlp info`.
+
+Exit status: 0 done, 1 a fault (told in one line), 2 wrong arguments, 128 + n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from ._faults import Fault
+from ._options import Options
+from ._version import __version__
+
+_DEFAULT = Options()
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_TRAIN = """\
+Trains a multilayer perceptron on handwritten digits as the lecture does: Dataset, DataLoader,
+fused network, CrossEntropyLoss, SGD. Prints the mean training loss and error of every 100 batches,
+and the test error after each epoch."""
+
+_CHECKPOINTS = """\
+A checkpoint is written at the start, every --checkpoint-every batches, after each epoch, and on
+Ctrl-C, each time whole or not at all. After a kill at any moment the same command with --resume
+goes on to the very same numbers. With --resume, options not given are taken from the checkpoint;
+those given must agree with it, except --epochs, which may grow. Without --resume an existing file
+is never replaced, unless by --overwrite."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status; None stands for the process's arguments."""
+    parser = _parser()
+    given = vars(parser.parse_args(arguments))
+    command: Callable[..., int] = given.pop("command")
+    try:
+        status = command(given)
+        sys.stdout.flush()  # here, where a closed pipe can be told from a fault
+        return status
+    except BrokenPipeError:  # the reader, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _complain("interrupted", _INTERRUPTED)
+    except Fault as fault:
+        return _complain(str(fault), fault.status)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}", 1)
+    except ImportError as error:  # torch or the compiled extension, which says what mends it
+        return _complain(str(error), 1)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"fastmlp: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _train(given: dict[str, object]) -> int:
+    from .train import train
+
+    return train(given)
+
+
+def _info(given: dict[str, object]) -> int:
+    from .info import report
+
+    print(report())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, instead of after the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fastmlp", description="Fused multilayer perceptrons for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"fastmlp {__version__}")
+    commands = parser.add_subparsers(metavar="train | info", required=True)
+    info = commands.add_parser(
+        "info",
+        help="what is installed, and what runs fused on this machine",
+        description="Shows versions, instruction sets, threads, devices, and what runs fused.",
+    )
+    info.set_defaults(command=_info)
+    train = commands.add_parser(
+        "train",
+        help="train a network on handwritten digits",
+        description=_TRAIN,
+        epilog=_CHECKPOINTS,
+        allow_abbrev=False,
+        # What is not given stays out of the namespace: the default, or a checkpoint's, holds.
+        argument_default=argparse.SUPPRESS,
+    )
+    train.set_defaults(command=_train)
+    _add_train_options(train)
+    return parser
+
+
+def _add_train_options(train: argparse.ArgumentParser) -> None:
+    group = train.add_argument_group("data")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--data",
+        choices=["digits"],
+        help="digits: scikit-learn's 1797 handwritten digits, scaled to 28×28, every fifth held "
+        "out for the test; offline (default)",
+    )
+    source.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="MNIST, or a set in its format: IDX files, gzipped or not, or PNG files "
+        "training/<label>/*.png and testing/<label>/*.png",
+    )
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="first fetch the MNIST files that DIR lacks (11 MB, checked by SHA-256)",
+    )
+
+    group = train.add_argument_group("network and training")
+    group.add_argument(
+        "--sizes",
+        type=_sizes,
+        metavar="N,N,…",
+        help="pixels, hidden widths, classes (default: 784,300,10 for 28×28 pixels)",
+    )
+    group.add_argument("--epochs", type=_positive, metavar="N", help=_default("epochs"))
+    group.add_argument("--batch-size", type=_positive, metavar="N", help=_default("batch_size"))
+    group.add_argument(
+        "--lr", type=_rate, metavar="X", help=f"learning rate of SGD {_default('lr')}"
+    )
+    group.add_argument(
+        "--seed",
+        type=_seed,
+        metavar="N",
+        help=f"of the initial values and the batches {_default('seed')}",
+    )
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        help="train the same network of plain nn.Linear beside it, on the same batches; print both "
+        "curves, their greatest difference and the ratio of times",
+    )
+
+    group = train.add_argument_group("machine")
+    group.add_argument(
+        "--threads", type=_positive, metavar="N", help="of torch (default: torch's own choice)"
+    )
+    group.add_argument(
+        "--device", metavar="NAME", help=f"cpu, cuda, cuda:1, … {_default('device')}"
+    )
+
+    group = train.add_argument_group("files")
+    group.add_argument(
+        "--plot", metavar="FILE", help="draw the curves (PNG, PDF, SVG, …); replaces the file"
+    )
+    group.add_argument("--checkpoint", metavar="FILE", help="keep the training's state here")
+    group.add_argument(
+        "--checkpoint-every",
+        type=_positive,
+        metavar="N",
+        help=f"batches between checkpoints {_default('checkpoint_every')}",
+    )
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint, or from the start where there is none yet",
+    )
+    existing.add_argument(
+        "--overwrite", action="store_true", help="replace an existing checkpoint from the start"
+    )
+
+
+def _default(option: str) -> str:
+    return f"(default: {getattr(_DEFAULT, option)})"
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return rate
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[0-9]+([,-][0-9]+)+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes such as 784,300,10")
+    sizes = tuple(int(size) for size in re.split("[,-]", text))
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} has a size below 1")
+    return sizes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

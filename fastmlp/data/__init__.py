@@ -1,0 +1,27 @@
+"""Images of handwritten digits, as datasets for any `torch.utils.data.DataLoader`.
+
+    train = MNISTDataset("mnist", train=True)            # PNG tree or IDX files
+    loader = DataLoader(train, batch_size=50, shuffle=True, collate_fn=collate)
+    for images, labels in loader: ...                    # float32 [50, 1, 28, 28], int64 [50]
+
+Without `collate_fn=collate` the same batches come, only slower.
+"""
+
+from .digits import DigitsDataset
+from .download import download_mnist
+from .images import Batch, DataError, ImageDataset, collate
+from .mnist import MNISTDataset
+from .transforms import Compose, Normalize, ToTensor
+
+__all__ = [
+    "Batch",
+    "Compose",
+    "DataError",
+    "DigitsDataset",
+    "ImageDataset",
+    "MNISTDataset",
+    "Normalize",
+    "ToTensor",
+    "collate",
+    "download_mnist",
+]

@@ -1,0 +1,68 @@
+"""Reads IDX files: the format of the MNIST files, gzipped or not.
+
+A header of the bytes 0, 0, 8 (the code of unsigned bytes), d (the number of dimensions) and the
+d dimensions, each of four bytes, big-endian; then the data, the last dimension running fastest.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .images import DataError
+
+_GZIP = b"\x1f\x8b"
+_UNSIGNED_BYTES = 8
+
+
+def read_idx(path: Path, dimensions: int) -> Tensor:
+    """The bytes of an IDX file, as a uint8 tensor.
+
+    Args:
+        path: the file; its content, not its name, says whether it is gzipped.
+        dimensions: how many the data must have: 3 for images `[n, H, W]`, 1 for labels `[n]`.
+
+    Raises:
+        DataError: no such file, or it is not what it should be.
+    """
+    content = _read(path)
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise DataError(
+            f"{path}: not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}"
+        )
+    code, found = content[2:4]
+    if code != _UNSIGNED_BYTES:
+        raise DataError(f"{path}: its elements are of type 0x{code:02x}, not unsigned bytes (0x08)")
+    if found != dimensions:
+        swapped = {1: "these are labels, not images", 3: "these are images, not labels"}
+        hint = swapped.get(found, "it is mislabelled")
+        raise DataError(f"{path}: it has {found} dimensions instead of {dimensions}: {hint}")
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise DataError(f"{path}: truncated inside its header, after {len(content)} bytes")
+    shape = struct.unpack_from(f">{dimensions}I", content, 4)
+    size, promised = len(content) - header, math.prod(shape)
+    if size != promised:
+        fault = "truncated" if size < promised else "too long"
+        raise DataError(
+            f"{path}: {fault}: {size} bytes of data where {'×'.join(map(str, shape))} are promised"
+        )
+    if not size:
+        raise DataError(f"{path}: empty: its dimensions are {'×'.join(map(str, shape))}")
+    return torch.frombuffer(content, dtype=torch.uint8, offset=header).reshape(shape)
+
+
+def _read(path: Path) -> bytearray:
+    try:
+        content = path.read_bytes()
+        return bytearray(gzip.decompress(content) if content.startswith(_GZIP) else content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: broken gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error

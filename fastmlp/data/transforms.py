@@ -1,0 +1,95 @@
+"""The lecture's transforms, for one image or for a whole batch at once.
+
+They take and give what torchvision's of the same name do, bit for bit, and accept tensors of bytes
+too: `[1, H, W]` for one image, `[n, 1, H, W]` for a batch. A transform that treats a batch as it
+treats each image says so with a true attribute `on_batches`; datasets then hand it whole batches.
+Any other transform gets one PIL image at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ToTensor:
+    """Bytes to floats in [0, 1] of torch's default dtype.
+
+    A PIL image of C channels gives `[C, H, W]`; a uint8 tensor keeps its shape.
+
+    Raises:
+        TypeError: the image is neither of bytes.
+    """
+
+    on_batches = True
+
+    def __call__(self, image: Any) -> Tensor:
+        if not isinstance(image, Tensor):
+            image = _from_pil(image)
+        if image.dtype != torch.uint8:
+            raise TypeError(f"ToTensor takes images of bytes, not of {image.dtype}")
+        result: Tensor = image.to(torch.get_default_dtype()).div_(255)
+        return result
+
+    def __repr__(self) -> str:
+        return "ToTensor()"
+
+
+class Normalize:
+    """`(image - mean) / std`, channel by channel.
+
+    Args:
+        mean: one number a channel, in units of the image's values.
+        std: likewise; not zero.
+    """
+
+    on_batches = True
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        if not all(self.std):
+            raise ValueError(f"Normalize divides by std, which has a zero: {self.std}")
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """image: floats `[..., C, H, W]`; so is the result, in new memory."""
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            raise TypeError("Normalize takes a tensor of floats: put ToTensor() before it")
+        mean, std = (
+            torch.tensor(values, dtype=image.dtype, device=image.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return image.sub(mean).div_(std)
+
+    def __repr__(self) -> str:
+        return f"Normalize(mean={self.mean}, std={self.std})"
+
+
+class Compose:
+    """One transform after the other."""
+
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
+        self.transforms = list(transforms)
+
+    @property
+    def on_batches(self) -> bool:
+        return all(getattr(transform, "on_batches", False) for transform in self.transforms)
+
+    def __call__(self, image: Any) -> Any:
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+    def __repr__(self) -> str:
+        return f"Compose({self.transforms})"
+
+
+def _from_pil(image: Any) -> Tensor:
+    if not hasattr(image, "getbands"):
+        raise TypeError(f"ToTensor takes a PIL image or a uint8 tensor, not {type(image).__name__}")
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()

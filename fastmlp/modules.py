@@ -1,0 +1,231 @@
+"""The modules: a Sequential and a Linear of torch.nn whose forward runs fused."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from fastmlp import functional
+
+__all__ = ["FusedLinear", "FusedMLP"]
+
+_log = logging.getLogger("fastmlp")
+
+_MODULES: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU,
+}
+# Types are compared exactly: a subclass, a parametrised layer among them, has a forward of its own.
+_NAMES: dict[type[nn.Module], str] = {
+    type(make()): name for name, make in _MODULES.items() if name != "gelu_tanh"
+}
+_GLOBAL_HOOKS = (
+    _module._global_forward_hooks,
+    _module._global_forward_pre_hooks,
+    _module._global_backward_hooks,
+    _module._global_backward_pre_hooks,
+)
+
+
+def _activation_of(module: nn.Module) -> tuple[int, float] | None:
+    """The operators' number and slope of an activation module, None for any other module."""
+    name = _NAMES.get(type(module))
+    slope = 0.0
+    if name is None:
+        return None
+    if name == "leaky_relu":
+        slope = float(module.negative_slope)
+        if not slope >= 0:  # the sign of the output would not tell the sign of the input
+            return None
+    elif name == "elu":
+        slope = float(module.alpha)
+    elif name == "gelu" and module.approximate != "none":
+        name = "gelu_tanh" if module.approximate == "tanh" else "unknown"
+    code = functional._CODES.get(name)
+    return None if code is None else (code, slope)
+
+
+class FusedMLP(nn.Sequential):
+    """A multilayer perceptron: `torch.nn.Sequential` of linear layers and activations, run as one.
+
+    Names, `state_dict`, initial values under a seed, and results are those of the plain
+    `nn.Sequential`; forward is one operation, and backward another. What the fused operations do
+    not cover (other dtypes and devices, hooks on the layers, replaced layers, autocast, torch.func
+    transforms, …) runs as the plain `nn.Sequential` would; :meth:`why_plain` and the debug messages
+    of the logger "fastmlp" tell.
+
+    Args:
+        sizes: features of the input, of each hidden layer, and of the output; at least two.
+        activation: after each layer but the last: a name of `fastmlp.functional.ACTIVATIONS`, an
+            activation module of torch.nn (copied for each layer), or None for no module at all.
+        output_activation: after the last layer, likewise.
+        bias: whether the layers have one.
+        device, dtype: of the parameters, as in `torch.nn.Linear`.
+
+    Shapes:
+        input `(..., sizes[0])`, output `(..., sizes[-1])`.
+
+    Raises:
+        ValueError: fewer than two sizes, or an unknown activation.
+
+    Example:
+        >>> model = FusedMLP([784, 300, 10])
+        >>> model(torch.rand(50, 784)).shape
+        torch.Size([50, 10])
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int] | OrderedDict[str, nn.Module],
+        *,
+        activation: str | nn.Module | None = "relu",
+        output_activation: str | nn.Module | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if isinstance(sizes, OrderedDict):  # how nn.Sequential makes its slices
+            super().__init__(sizes)
+            return
+        super().__init__()
+        sizes = list(sizes)
+        if len(sizes) < 2:
+            raise ValueError(f"fastmlp: expected at least two sizes (input, output), got {sizes}")
+        for i, (in_features, out_features) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            self.append(nn.Linear(in_features, out_features, bias, device=device, dtype=dtype))
+            after = activation if i + 2 < len(sizes) else output_activation
+            if after is not None:
+                self.append(_make_activation(after))
+
+    @classmethod
+    def from_sequential(cls, sequential: nn.Sequential) -> FusedMLP:
+        """A FusedMLP of the very modules of a Sequential, so that both share their parameters."""
+        return cls(OrderedDict(sequential._modules.items()))  # type: ignore[arg-type]
+
+    def as_sequential(self) -> nn.Sequential:
+        """The plain `nn.Sequential` of the very same modules."""
+        return nn.Sequential(OrderedDict(self._modules.items()))  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(..., sizes[0])` to `(..., sizes[-1])`."""
+        network = self._network()
+        if isinstance(network, str):
+            if not torch.compiler.is_compiling():
+                _log.debug("plain path: %s", network)
+            return super().forward(input)
+        return functional.run(input, *network)
+
+    def why_plain(self, input: Tensor) -> str | None:
+        """Why `model(input)` runs as the plain Sequential would, None where it runs fused."""
+        network = self._network()
+        return network if isinstance(network, str) else functional.why_plain(input, *network)
+
+    def _network(
+        self,
+    ) -> tuple[list[Tensor], list[Tensor | None], list[int], list[float]] | str:
+        """The operators' arguments, or why these modules are not such a network.
+
+        Read anew in each call: modules, parameters and hooks can be exchanged at any time.
+        """
+        weights: list[Tensor] = []
+        biases: list[Tensor | None] = []
+        codes: list[int] = []
+        slopes: list[float] = []
+        activated = True
+        for hooks in _GLOBAL_HOOKS:
+            if hooks:
+                return "a global module hook is registered"
+        for name, module in self._modules.items():
+            if (
+                module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+            ):
+                return f"module {name} has a hook"
+            kind = type(module)
+            if kind is nn.Linear:
+                parameters = module._parameters
+                if "weight" not in parameters or "bias" not in parameters:
+                    return f"the parameters of module {name} are computed"
+                weights.append(parameters["weight"])
+                biases.append(parameters["bias"])
+                codes.append(0)
+                slopes.append(0.0)
+                activated = False
+            elif kind is nn.ReLU:
+                if activated:
+                    return f"module {name} does not follow a linear layer"
+                codes[-1] = 1
+                activated = True
+            else:
+                found = _activation_of(module)
+                if found is None:
+                    return f"module {name}, a {kind.__name__}, is not fused"
+                if found[0] == 0:
+                    continue
+                if activated:
+                    return f"module {name} does not follow a linear layer"
+                codes[-1], slopes[-1] = found
+                activated = True
+            if "forward" in module.__dict__:
+                return f"module {name} has a forward of its own"
+        if not weights:
+            return "there is no linear layer"
+        return weights, biases, codes, slopes
+
+
+class FusedLinear(nn.Linear):
+    """A `torch.nn.Linear` with its activation: `activation(input @ weight.T + bias)` in one step.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
+        activation: a name of `fastmlp.functional.ACTIVATIONS`; None is "identity".
+
+    Shapes:
+        input `(..., in_features)`, output `(..., out_features)`.
+
+    Raises:
+        ValueError: an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str | None = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        functional.activation_code(activation)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.activation = "identity" if activation is None else activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(..., in_features)` to `(..., out_features)`."""
+        return functional.linear(input, self.weight, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        """As of `torch.nn.Linear`, with the activation."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+def _make_activation(activation: str | nn.Module) -> nn.Module:
+    if isinstance(activation, nn.Module):
+        return copy.deepcopy(activation)
+    functional.activation_code(activation)
+    return _MODULES[activation]()

@@ -1,0 +1,413 @@
+"""A reference of the network in wider arithmetic, and how far rounding may take a kernel from it.
+
+Values are computed with numpy in a type with more bits than the one under test: float64 for float32,
+``np.longdouble`` for float64. The formulas are written out here, so nothing is shared with the kernels or
+with torch.
+
+Bounds follow N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, SIAM 2002, section 3.
+With the unit roundoff u = eps/2, a sum of k products in any order, with or without FMA, is off by at most
+gamma_k Σ|a_i||b_i|, where gamma_k = k·u/(1 − k·u) (eq. 3.5 and the remark on order after it), and by at most
+k times the smallest subnormal where products underflow. So, when a layer's input a is known to within Δa:
+
+    z  = W a + b      Δz  = |W| Δa + gamma_{k+1} (|W| (|a| + Δa) + |b|)
+    a' = f(z)         Δa' = sup|f'| Δz + c u s(z)
+    f'(z)             Δf' = sup|f''| Δz + 3 c u s'(z)       a jump of f' at 0 is added where |z| <= Δz
+    dz = g f'(z)      Δdz = Δg (|f'| + Δf') + |g| Δf' + 2u (|g| + Δg) (|f'| + Δf')
+    dW = dzᵀ a        ΔdW = Δdzᵀ (|a| + Δa) + |dz|ᵀ Δa + gamma_batch (|dz| + Δdz)ᵀ (|a| + Δa)
+    db = Σ dz         Δdb = Σ Δdz + gamma_batch Σ (|dz| + Δdz)
+    dx = dz W         Δdx = Δdz |W| + gamma_out (|dz| + Δdz) |W|
+
+c = 8 roundings is what evaluating an activation may cost (range reduction, polynomial, scaling, division, the
+products around it), each relative to the magnitude s of the greatest term in its formula; a derivative may be
+computed from the rounded f(z), as in 1 − tanh², where twice f's error joins its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Array = np.ndarray[Any, Any]
+Function = Callable[[Array], Array]
+Network = Callable[[Tensor, list[Tensor], list["Tensor | None"]], Tensor]
+T = TypeVar("T")
+
+ROUNDINGS = 8  # c above
+WIDER = {torch.float32: np.float64, torch.float64: np.longdouble}
+SQRT_2 = np.sqrt(np.longdouble(2))
+PI = np.arctan(np.longdouble(1)) * 4
+
+
+# Activations -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of one number, with what the bounds have to know about it."""
+
+    f: Function
+    df: Function
+    sup_df: float  # greatest |f'|
+    sup_ddf: float  # greatest |f''| outside of 0
+    jump: float  # of f' at 0
+    scale: Function | None  # s: greatest magnitude met while computing f; None: f is exact
+    scale_d: Function | None  # s', the same of f'
+    module: Callable[[], nn.Module]
+    eager: Callable[[Tensor], Tensor]
+
+
+def one(z: Array) -> Array:
+    return np.ones_like(z)
+
+
+def sigmoid(z: Array) -> Array:
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def erf(z: Array) -> Array:
+    """2/√π e^(-z²) Σ 2ⁿ z^(2n+1) / (2n+1)!!: terms of one sign, so nothing cancels."""
+    z = np.asarray(z)
+    x = np.clip(z, -7, 7)  # beyond, 1 − |erf| < 5e-23
+    term = total = x
+    n = 0
+    while np.any(np.abs(term) > np.finfo(z.dtype).eps * np.abs(total) / 2):
+        n += 1
+        term = term * (2 * x * x / (2 * n + 1))
+        total = total + term
+    return total * np.exp(-x * x) * (2 / np.sqrt(PI)).astype(z.dtype)
+
+
+def cdf(z: Array) -> Array:
+    """Φ, the normal distribution function."""
+    return (1 + erf(z / SQRT_2.astype(z.dtype))) / 2
+
+
+def pdf(z: Array) -> Array:
+    return np.exp(-z * z / 2) / np.sqrt(2 * PI).astype(z.dtype)
+
+
+def gelu_inner(z: Array) -> Array:
+    return np.sqrt(2 / PI).astype(z.dtype) * z * (1 + np.asarray("0.044715", z.dtype) * z * z)
+
+
+def gelu_inner_d(z: Array) -> Array:
+    return np.sqrt(2 / PI).astype(z.dtype) * (1 + 3 * np.asarray("0.044715", z.dtype) * z * z)
+
+
+def gelu_tanh(z: Array) -> Array:
+    return z * sigmoid(2 * gelu_inner(z))
+
+
+def gelu_tanh_d(z: Array) -> Array:
+    s = sigmoid(2 * gelu_inner(z))
+    return s + 2 * z * s * sigmoid(-2 * gelu_inner(z)) * gelu_inner_d(z)
+
+
+def silu_d(z: Array) -> Array:
+    return sigmoid(z) * (1 + z * sigmoid(-z))
+
+
+def leaky_relu(slope: float = 0.01) -> Activation:
+    def f(z: Array) -> Array:
+        return np.where(z > 0, z, slope * z)
+
+    def df(z: Array) -> Array:
+        return np.where(z > 0, np.ones_like(z), np.full_like(z, slope))
+
+    return Activation(
+        f, df, max(1, abs(slope)), 0, abs(1 - slope), f, df,
+        lambda: nn.LeakyReLU(slope), lambda z: F.leaky_relu(z, slope),
+    )  # fmt: skip
+
+
+def elu(alpha: float = 1.0) -> Activation:
+    def f(z: Array) -> Array:
+        return np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0)))
+
+    def df(z: Array) -> Array:
+        return np.where(z > 0, 1, alpha * np.exp(np.minimum(z, 0)))
+
+    a = abs(alpha)
+    return Activation(
+        f, df, max(1, a), a, abs(1 - alpha), f, lambda z: np.maximum(a, one(z)),
+        lambda: nn.ELU(alpha), lambda z: F.elu(z, alpha),
+    )  # fmt: skip
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(lambda z: z, one, 1, 0, 0, None, None, nn.Identity, lambda z: z),
+    "relu": Activation(
+        lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype), 1, 0, 1, None, None,
+        nn.ReLU, F.relu,
+    ),
+    "leaky_relu": leaky_relu(),
+    "elu": elu(),
+    "sigmoid": Activation(
+        sigmoid, lambda z: sigmoid(z) * sigmoid(-z), 0.25, 0.1, 0, sigmoid, sigmoid,
+        nn.Sigmoid, torch.sigmoid,
+    ),
+    "tanh": Activation(
+        np.tanh, lambda z: 1 / np.cosh(np.clip(z, -300, 300)) ** 2, 1, 0.77, 0, np.tanh, one,
+        nn.Tanh, torch.tanh,
+    ),
+    "gelu": Activation(
+        lambda z: z * cdf(z), lambda z: cdf(z) + z * pdf(z), 1.13, 0.8, 0, lambda z: z, one,
+        nn.GELU, F.gelu,
+    ),
+    # 1 − tanh² meets z times the derivative of tanh's argument; past |z| = 8 it is 0 in float64 too.
+    "gelu_tanh": Activation(
+        gelu_tanh, gelu_tanh_d, 1.13, 0.81, 0, lambda z: z,
+        lambda z: 1 + np.minimum(abs(z), 8) * gelu_inner_d(np.minimum(abs(z), 8)) / 2,
+        lambda: nn.GELU(approximate="tanh"), lambda z: F.gelu(z, approximate="tanh"),
+    ),
+    # 1 − sigmoid meets z; past 40 it is 0 in float64 too.
+    "silu": Activation(
+        lambda z: z * sigmoid(z), silu_d, 1.1, 0.51, 0, lambda z: z * sigmoid(z),
+        lambda z: 1 + np.clip(z, 0, 40), nn.SiLU, F.silu,
+    ),
+}  # fmt: skip
+
+
+# The network -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Values in the wider type, and how far the type under test may be from them (float64)."""
+
+    value: Array
+    bound: Array
+
+
+@dataclass(frozen=True)
+class Results(Generic[T]):
+    """What a network's forward and backward give."""
+
+    y: T
+    x: T | None = None  # the gradients, None where not computed
+    weights: Sequence[T | None] = ()
+    biases: Sequence[T | None] = ()
+
+    def named(self) -> dict[str, T]:
+        """Those that were computed: "y", "dx", "dW0", "db0", ..."""
+        everything = {"y": self.y, "dx": self.x}
+        everything |= {f"dW{i}": w for i, w in enumerate(self.weights)}
+        everything |= {f"db{i}": b for i, b in enumerate(self.biases)}
+        return {name: value for name, value in everything.items() if value is not None}
+
+
+def lookup(activation: str | Activation | None) -> Activation:
+    return activation if isinstance(activation, Activation) else ACTIVATIONS[activation or "identity"]
+
+
+def per_layer(
+    layers: int, hidden: str | Activation = "relu", output: str | Activation | None = None
+) -> list[Activation]:
+    """The activations of a network that has one kind inside and another at its end."""
+    return [lookup(hidden)] * (layers - 1) + [lookup(output)]
+
+
+@np.errstate(over="ignore", under="ignore")
+def exact(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[Activation],
+    grad_output: Tensor | None = None,
+) -> Results[Bounded]:
+    """Output and all gradients of a network.
+
+    Args:
+        x: input (..., in), float32 or float64: the type under test.
+        weights: one (out, in) a layer.
+        biases: one (out,) a layer, or None.
+        activations: one a layer.
+        grad_output: gradient of the output, (..., out); None: forward only.
+    """
+    wider = WIDER[x.dtype]
+    # Half the spacing at 1, and as much of the reference's own arithmetic.
+    u = float(torch.finfo(x.dtype).eps / 2 + np.finfo(wider).eps / 2)
+    subnormal = float(torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps)
+
+    def wide(t: Tensor) -> Array:
+        return t.detach().numpy().astype(wider)
+
+    def gamma(k: int) -> float:
+        return k * u / (1 - k * u)
+
+    def size(values: Array) -> Array:
+        return np.abs(values).astype(np.float64)
+
+    def rounding(scale: Function | None, z: Array, dz: Array, roundings: int) -> Array | float:
+        """c u s(z), s taken where z may lie; what would be subnormal may be flushed to 0."""
+        if scale is None:
+            return 0.0
+        s = np.maximum(size(scale(z)), np.maximum(size(scale(z - dz)), size(scale(z + dz))))
+        return roundings * u * s + float(torch.finfo(x.dtype).smallest_normal)
+
+    def product(a: Array, b: Array, da: Array, db: Array, terms: int | None = None) -> Array:
+        """Bound of a computed a @ b whose factors are off by da and db."""
+        k = a.shape[-1] if terms is None else terms
+        a, b = size(a), size(b)
+        return a @ db + da @ (b + db) + gamma(k) * ((a + da) @ (b + db)) + k * subnormal
+
+    batch = x.shape[:-1]
+    a = wide(x).reshape(int(np.prod(batch)), x.shape[-1])
+    da = np.zeros(a.shape)
+    inputs, sums = [], []  # (a, Δa) and (z, Δz) of each layer
+    for weight, bias, act in zip(weights, biases, activations, strict=True):
+        w = wide(weight).T
+        b = wide(bias) if bias is not None else np.zeros(w.shape[1], wider)
+        z = a @ w + b
+        k = w.shape[0] + 1
+        dz = product(a, w, da, np.zeros(w.shape), k) + gamma(k) * size(b)
+        inputs.append((a, da))
+        sums.append((z, dz))
+        a, da = act.f(z), act.sup_df * dz + rounding(act.scale, z, dz, ROUNDINGS)
+    y = Bounded(a.reshape(*batch, a.shape[1]), da.reshape(*batch, a.shape[1]))
+    if grad_output is None:
+        return Results(y)
+
+    g = wide(grad_output).reshape(a.shape)
+    dg = np.zeros(g.shape)
+    weight_grads: list[Bounded | None] = []
+    bias_grads: list[Bounded | None] = []
+    for i in reversed(range(len(weights))):
+        (a, da), (z, dz), act = inputs[i], sums[i], activations[i]
+        slope = act.df(z)
+        dslope = act.sup_ddf * dz + rounding(act.scale_d, z, dz, 3 * ROUNDINGS)
+        dslope = dslope + act.jump * (size(z) <= dz)
+        steepest = size(slope) + dslope
+        dg = dg * steepest + size(g) * dslope + 2 * u * (size(g) + dg) * steepest + subnormal
+        g = g * slope
+        weight_grads.append(Bounded(g.T @ a, product(g.T, a, dg.T, da)))
+        column = np.ones((1, g.shape[0]))
+        db = product(column, g, np.zeros(column.shape), dg)
+        bias_grads.append(Bounded(g.sum(0), db[0]) if biases[i] is not None else None)
+        w = wide(weights[i])
+        g, dg = g @ w, product(g, w, dg, np.zeros(w.shape))
+    dx = Bounded(g.reshape(x.shape), dg.reshape(x.shape))
+    return Results(y, dx, weight_grads[::-1], bias_grads[::-1])
+
+
+# Runs to compare --------------------------------------------------------------------------------------
+
+
+def eager(activations: Sequence[Activation]) -> Network:
+    """The network as torch computes it."""
+
+    def network(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+        for weight, bias, act in zip(weights, biases, activations, strict=True):
+            x = act.eager(F.linear(x, weight, bias))
+        return x
+
+    return network
+
+
+def differentiate(
+    network: Network,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    grad_output: Tensor,
+) -> Results[Tensor]:
+    """Output and all gradients; the arguments stay as they are, strides and all."""
+    x = x.detach().requires_grad_()
+    weights = [w.detach().requires_grad_() for w in weights]
+    biases = [b if b is None else b.detach().requires_grad_() for b in biases]
+    y = network(x, weights, biases)
+    given = [x, *weights, *(b for b in biases if b is not None)]
+    grads = iter(torch.autograd.grad(y, given, grad_output))
+    return Results(
+        y.detach(), next(grads), [next(grads) for _ in weights],
+        [None if b is None else next(grads) for b in biases],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network with its input and the gradient of its output."""
+
+    x: Tensor  # (..., in)
+    weights: Sequence[Tensor]  # (out, in) of each layer
+    biases: Sequence[Tensor | None]  # (out,) of each layer
+    grad_output: Tensor  # (..., out)
+    hidden: str = "relu"
+    output: str | None = None
+
+    @classmethod
+    def random(
+        cls,
+        batch: int | Sequence[int],
+        sizes: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        *,
+        hidden: str = "relu",
+        output: str | None = None,
+        bias: bool = True,
+    ) -> Problem:
+        """Normal numbers, weights scaled so that no layer grows them."""
+        shape = (batch,) if isinstance(batch, int) else tuple(batch)
+        pairs = list(zip(sizes, sizes[1:], strict=False))
+        weights = [torch.randn(n, m, dtype=dtype) / max(m, 1) ** 0.5 for m, n in pairs]
+        return cls(
+            torch.randn(*shape, sizes[0], dtype=dtype),
+            weights,
+            [torch.randn(n, dtype=dtype) if bias else None for _, n in pairs],
+            torch.randn(*shape, sizes[-1], dtype=dtype),
+            hidden,
+            output,
+        )
+
+    @property
+    def activations(self) -> list[Activation]:
+        return per_layer(len(self.weights), self.hidden, self.output)
+
+    def exact(self, backward: bool = True) -> Results[Bounded]:
+        g = self.grad_output if backward else None
+        return exact(self.x, self.weights, self.biases, self.activations, g)
+
+    def eager(self) -> Results[Tensor]:
+        """What torch makes of it."""
+        return self.run(eager(self.activations))
+
+    def run(self, network: Network) -> Results[Tensor]:
+        return differentiate(network, self.x, self.weights, self.biases, self.grad_output)
+
+
+def error(actual: Tensor, expected: Bounded) -> float:
+    """Relative error in the Euclidean norm."""
+    off = np.linalg.norm((actual.detach().numpy() - expected.value).astype(np.float64))
+    size = np.linalg.norm(expected.value.astype(np.float64))
+    return float(off / size) if size else float(off)
+
+
+def assert_within(actual: Tensor, expected: Bounded, what: str = "result") -> None:
+    """Fails unless every number is finite and inside its bound."""
+    assert actual.shape == expected.value.shape, (
+        f"{what}: shape {tuple(actual.shape)}, expected {expected.value.shape}"
+    )
+    off = np.abs(actual.detach().numpy() - expected.value).astype(np.float64)
+    bad = ~(off <= expected.bound)  # a NaN is bad too
+    if bad.any():
+        excess = np.where(np.isnan(off), np.inf, off / np.maximum(expected.bound, 1e-300))
+        worst = np.unravel_index(np.argmax(np.where(bad, excess, -1)), off.shape)
+        raise AssertionError(
+            f"{what}{list(map(int, worst))} of shape {tuple(actual.shape)} is {actual[worst].item()!r}, "
+            f"expected {float(expected.value[worst])!r} ± {expected.bound[worst]:.3g}; "
+            f"{int(bad.sum())} of {bad.size} numbers are outside of their bounds"
+        )
+
+
+def assert_all_within(actual: Results[Tensor], expected: Results[Bounded], what: str = "") -> None:
+    got, want = actual.named(), expected.named()
+    assert got.keys() <= want.keys()
+    for name, tensor in got.items():
+        assert_within(tensor, want[name], f"{what} {name}".strip())

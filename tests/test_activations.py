@@ -1,0 +1,222 @@
+"""Every activation by itself: accuracy over the whole range, torch's NaN and inf, names and modules."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from reference import (
+    ACTIVATIONS,
+    Activation,
+    Problem,
+    Results,
+    assert_all_within,
+    differentiate,
+    eager,
+    elu,
+    exact,
+    leaky_relu,
+)
+from torch import Tensor, nn
+
+from fastmlp import FusedLinear, FusedMLP, functional
+
+
+def test_names() -> None:
+    assert set(functional.ACTIVATIONS) == set(ACTIVATIONS)
+    assert isinstance(functional.ACTIVATIONS, tuple)
+
+
+def numbers(dtype: torch.dtype) -> Tensor:
+    """Finite numbers of every size and sign, denormal ones and zeros among them."""
+    limit = torch.finfo(dtype)
+    low, high = math.log10(limit.smallest_normal * limit.eps), math.log10(limit.max)
+    size = 10 ** torch.linspace(low, high - 0.1, 997, dtype=torch.float64)
+    usual = torch.linspace(-30, 30, 2999, dtype=torch.float64)
+    every = torch.cat([size, -size, usual, torch.zeros(1), -torch.zeros(1)]).to(dtype)
+    return every[every.isfinite()]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("outputs", [1, 17, 64])
+def test_accuracy(isa: str, dtype: torch.dtype, name: str, outputs: int) -> None:
+    """One input feature and weights of 1: the sums are the numbers, the errors the activation's own.
+
+    Weights' and bias' gradients, sums over the numbers, are other tests' matter. gelu in both its forms takes
+    the cube or the square of huge numbers, of which torch makes NaN: test_not_finite has those.
+    """
+    z = numbers(dtype)
+    if name.startswith("gelu"):
+        z = z[z.abs() < 1e4]
+    x = z.unsqueeze(1).requires_grad_()
+    y = functional.linear(x, torch.ones(outputs, 1, dtype=dtype), None, name)
+    # The gradient of x sums over the outputs, so only one of them gets one.
+    g = torch.zeros_like(y)
+    g[:, -1] = 1
+    y.backward(g)
+    assert x.grad is not None
+    assert torch.equal(y, y[:, :1].expand_as(y))
+    expected = exact(x, [torch.ones(1, 1, dtype=dtype)], [None], [ACTIVATIONS[name]], g[:, -1:])
+    assert_all_within(Results(y[:, -1:], x.grad), expected)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_same_for_each_place(isa: str, dtype: torch.dtype, name: str) -> None:
+    """A number gives the same result in a vector's lanes and in the remainder of one."""
+    z = torch.randn(1, dtype=dtype)
+    for batch, outputs in itertools.product((1, 2, 7, 16, 33), (1, 3, 8, 17, 31, 100)):
+        weight = torch.ones(outputs, 1, dtype=dtype)
+        y = functional.linear(z.expand(batch, 1), weight, None, name)
+        assert (y == y[0, 0]).all(), (batch, outputs)
+
+
+def kinds(t: Tensor) -> list[str]:
+    """Of each number: NaN, +inf, -inf or finite."""
+    return ["finite" if math.isfinite(v) else str(v) for v in t.flatten().tolist()]
+
+
+def torchs_own(act: Activation, z: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Value and derivative by each way that torch has.
+
+    Its vector code, its scalar code for a vector's remainder and oneDNN do not agree about NaN and inf.
+    """
+    results = []
+    for repeat, onednn in itertools.product((1, 64), (False, True)):
+        leaf = z.unsqueeze(1).repeat(1, repeat).requires_grad_()
+        with torch.backends.mkldnn.flags(enabled=onednn):
+            y = torch.cat([act.eager(row) for row in leaf]) if repeat == 1 else act.eager(leaf)
+            y = y.view(len(z), repeat)
+            (d,) = torch.autograd.grad(y, leaf, g.unsqueeze(1).expand_as(leaf))
+        results.append((y.detach()[:, 0], d[:, 0]))
+    return results
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # from torch.backends.mkldnn.flags
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("outputs", [1, 17, 64])
+def test_not_finite(isa: str, dtype: torch.dtype, name: str, outputs: int) -> None:
+    """NaN and inf in the sums and in the output's gradient come out as from one of torch's ways."""
+    limit = torch.finfo(dtype)
+    special = [math.inf, -math.inf, math.nan, 0.0, -0.0, limit.max, -limit.max, 1.0, -1.0, 100.0, -100.0]
+    special += [limit.smallest_normal, -limit.smallest_normal, limit.smallest_normal * limit.eps]
+    gradients = [1.0, -2.0, 0.0, math.inf, -math.inf, math.nan]
+    z = torch.tensor(special, dtype=dtype).repeat(len(gradients))
+    g = torch.tensor(gradients, dtype=dtype).repeat_interleave(len(special))
+
+    x = z.unsqueeze(1).requires_grad_()
+    weight = torch.ones(outputs, 1, dtype=dtype)
+    y = functional.linear(x, weight, None, name)
+    for column in {0, outputs - 1}:
+        # NaN everywhere but in one column would be NaN in its sum: take one output at a time.
+        (d,) = torch.autograd.grad(
+            functional.linear(x, weight[column : column + 1], None, name), x, g.unsqueeze(1)
+        )
+        allowed = torchs_own(ACTIVATIONS[name], z, g)
+        for results, ways, what in (
+            (y[:, column], [a[0] for a in allowed], "value"),
+            (d, [a[1] for a in allowed], "derivative"),
+        ):
+            per_way = [kinds(way) for way in ways]
+            for i, kind in enumerate(kinds(results)):
+                expected = {way[i] for way in per_way}
+                assert kind in expected, f"{what} at {z[i]}, gradient {g[i]}: {kind}, not {expected}"
+
+
+@pytest.mark.parametrize("act", [leaky_relu(0.3), leaky_relu(0.0), elu(0.7), elu(2.0)])
+def test_other_slopes(isa: str, dtype: torch.dtype, act: Activation) -> None:
+    plain = Problem.random(33, [20, 18, 17], dtype)
+    activations = [act, act]
+    expected = exact(plain.x, plain.weights, plain.biases, activations, plain.grad_output)
+    assert_all_within(plain.run(eager(activations)), expected, "torch's")
+    ids = {nn.LeakyReLU: "leaky_relu", nn.ELU: "elu"}
+    module = act.module()
+    name = functional.ACTIVATIONS.index(ids[type(module)])
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else module.alpha
+
+    def network(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+        y: Tensor = torch.ops.fastmlp.mlp(x, weights, biases, [name, name], [slope, slope])
+        return y
+
+    assert_all_within(plain.run(network), expected, "the operator's")
+
+    def with_modules(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+        return functional.mlp(x, weights, biases, module, module)
+
+    assert_all_within(plain.run(with_modules), expected, "the function's")
+
+
+def test_negative_slopes_follow_torch(dtype: torch.dtype) -> None:
+    """A negative slope makes the sign of the result no witness of the sum's sign."""
+    for act in (leaky_relu(-0.5), elu(-0.5)):
+        plain = Problem.random(33, [20, 18, 17], dtype)
+        activations = [act, act]
+        expected = exact(plain.x, plain.weights, plain.biases, activations, plain.grad_output)
+        module = act.module()
+
+        def network(
+            x: Tensor,
+            weights: list[Tensor],
+            biases: list[Tensor | None],
+            module: nn.Module = module,
+        ) -> Tensor:
+            return functional.mlp(x, weights, biases, module, module)
+
+        assert_all_within(plain.run(network), expected)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_modules_by_name(name: str, dtype: torch.dtype) -> None:
+    expected = ACTIVATIONS[name].module()
+    model = FusedMLP([5, 6, 7, 3], activation=name, output_activation=name, dtype=dtype)
+    assert [repr(m) for m in model] == [
+        repr(m)
+        for m in nn.Sequential(
+            nn.Linear(5, 6), expected, nn.Linear(6, 7), expected, nn.Linear(7, 3), expected
+        )
+    ]
+    assert model.why_plain(torch.randn(2, 5, dtype=dtype)) is None
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_modules_by_example(isa: str, name: str, dtype: torch.dtype) -> None:
+    module = ACTIVATIONS[name].module()
+    model = FusedMLP([5, 6, 3], activation=module, output_activation=module, dtype=dtype)
+    named = FusedMLP([5, 6, 3], activation=name, output_activation=name, dtype=dtype)
+    named.load_state_dict(model.state_dict())
+    x = torch.randn(4, 5, dtype=dtype)
+    assert torch.equal(model(x), named(x))
+    linear = FusedLinear(5, 6, activation=module, dtype=dtype)
+    named_linear = FusedLinear(5, 6, activation=name, dtype=dtype)
+    named_linear.load_state_dict(linear.state_dict())
+    assert torch.equal(linear(x), named_linear(x))
+
+
+def test_activation_may_be_left_out(isa: str) -> None:
+    model = FusedMLP([5, 6, 3], activation=None)
+    assert [type(m) for m in model] == [nn.Linear, nn.Linear]
+    x = torch.randn(4, 5)
+    a, b = model[0], model[1]
+    both = differentiate(
+        lambda x, w, biases: functional.mlp(x, w, biases, None),
+        x, [a.weight, b.weight], [a.bias, b.bias], torch.ones(4, 3),
+    )  # fmt: skip
+    assert torch.equal(model(x), both.y)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: FusedMLP([5, 3, 2], activation=name),
+        lambda name: FusedMLP([5, 3, 2], output_activation=name),
+        lambda name: FusedLinear(5, 3, activation=name),
+        lambda name: functional.linear(torch.randn(2, 5), torch.randn(3, 5), activation=name),
+        lambda name: functional.mlp(torch.randn(2, 5), [torch.randn(3, 5)], None, name),
+    ],
+    ids=["hidden", "output", "FusedLinear", "linear", "mlp"],
+)
+def test_unknown_activation(make: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"swish2.*gelu_tanh"):  # names the known ones
+        make("swish2")
