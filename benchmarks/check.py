@@ -14,10 +14,11 @@ import torch
 from peers import LEARNING_RATE, Problem, Results
 from shapes import Shape
 
-# Deep networks need this beside the bounds of each number, which are worst cases that grow with the
-# square root of the width a layer, until they say nothing. What rounding really does is far smaller, with
-# one exception: a unit within rounding of 0 may be on in one computation and off in the other. A share
-# of p such units moves a gradient by about √p of its norm; p is around 1e-6.
+# Deep networks need this beside the bounds of each number, which are worst cases: they grow by
+# about the square root of the width with each layer, until they allow anything. What rounding
+# really does is far smaller, with one exception: a unit within rounding of 0 may be on in one
+# computation and off in the other. A share p of such units moves a gradient by about √p of its
+# norm; p is around 1e-6.
 NORM_TOLERANCE = 0.01
 
 
@@ -25,8 +26,9 @@ NORM_TOLERANCE = 0.01
 def reference() -> ModuleType:
     """The tests' float64 reference, which is no package."""
     path = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
-    spec = importlib.util.spec_from_file_location("reference", path)
-    assert spec is not None and spec.loader is not None
+    spec = importlib.util.spec_from_file_location("float64_reference", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -37,22 +39,22 @@ def reference() -> ModuleType:
 def _expected(shape: Shape, task: str) -> dict[str, Any]:
     """Values and bounds of all results; of a step, those of its gradients."""
     ref, problem = reference(), Problem(shape, task)
-    weights, biases = ([torch.from_numpy(a) for a in c] for c in zip(*problem.parameters(), strict=True))
+    weights = [torch.from_numpy(w) for w, _ in problem.parameters()]
+    biases = [torch.from_numpy(b) for _, b in problem.parameters()]
     args = (problem.x, weights, biases, ref.per_layer(len(weights)))
-    if task == "forward+backward":
-        return ref.exact(*args, problem.grad).named()
-    y = ref.exact(*args)
-    if task == "forward":
-        return y.named()
-    probability = torch.from_numpy(y.y.value).softmax(1)
-    hit = torch.nn.functional.one_hot(problem.labels, shape.sizes[-1])
-    return ref.exact(*args, (probability - hit) / shape.batch).named()
+    grad = problem.grad if task == "forward+backward" else None
+    if task == "step":  # the derivative of the mean cross-entropy
+        probability = torch.from_numpy(ref.exact(*args).y.value).softmax(1)
+        hit = torch.nn.functional.one_hot(problem.labels, shape.sizes[-1])
+        grad = (probability - hit) / shape.batch
+    expected: dict[str, Any] = ref.exact(*args, grad).named()
+    return expected
 
 
 def fault(problem: Problem, results: Results) -> str | None:
     """What is wrong with the results, on one line; None: nothing."""
     expected = _expected(problem.shape, problem.task)
-    before = {}
+    before: Results = {}
     if problem.task == "step":
         for i, (w, b) in enumerate(problem.parameters()):
             before |= {f"dW{i}": w.astype(np.float64), f"db{i}": b.astype(np.float64)}

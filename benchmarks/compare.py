@@ -1,8 +1,9 @@
 """Is the installed fastmlp slower anywhere than an earlier commit's?
 
-Builds the commit from a temporary worktree into a temporary folder, on this machine, with this compiler and
-torch. Each build runs in its own process; they take turns, so that the ratios are paired as everywhere. Exit
-status 1 if a row's whole spread is slower and its median by more than 5 %. Rebuild what you compare first.
+Builds the commit from a temporary worktree into a temporary folder, on this machine, with this
+compiler and torch. Each build runs in its own process; they take turns, so that the ratios are
+paired as everywhere. Exit status 1 if a row's whole spread is slower, and its median by over 5 %.
+An editable install has to be rebuilt first.
 """
 
 import os
@@ -18,9 +19,9 @@ import peers
 import report
 import torch
 from check import fault
-from harness import Block, Spread, speedup
+from harness import Block, Spread, settle, speedup
 from shapes import select
-from suite import common_options, effort, names
+from suite import add_shapes, common_options, effort, names
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("forward", "forward+backward")
@@ -45,7 +46,7 @@ def built(commit: str) -> Iterator[Path]:
 def serve(threads: int, block_s: float) -> None:
     """The child: answers a shape's name and a task with ``ready``, an empty line with a sample."""
     torch.set_num_threads(threads)
-    block: Block | None = None
+    block, answer = None, "which shape?"
     for line in sys.stdin:
         if line.strip():
             name, task = line.split()
@@ -54,9 +55,11 @@ def serve(threads: int, block_s: float) -> None:
             contestant = peers.fastmlp(problem, threads)
             wrong = fault(problem, contestant.results())
             block = Block(contestant.run, block_s)
-            print(wrong or "ready", flush=True)
+            answer = wrong or "ready"
         elif block is not None:
-            print(block.sample(), block.call_s * (block.inner + block.lead_in), flush=True)
+            answer = f"{block.sample()} {block.call_s * (block.inner + block.lead_in)}"
+        settle()  # it is the other's turn
+        print(answer, flush=True)
 
 
 class Child:
@@ -72,7 +75,8 @@ class Child:
         )  # fmt: skip
 
     def ask(self, line: str) -> str:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         answer = self.process.stdout.readline().strip()
         if not answer:
@@ -92,7 +96,7 @@ class Child:
 def main() -> int:
     parser = common_options(__doc__)
     parser.add_argument("base", help="the commit to compare with")
-    parser.add_argument("--shapes", default="named", metavar="PATTERN,…")
+    add_shapes(parser, "named")
     parser.add_argument("--tasks", type=lambda t: names(TASKS, t), default=",".join(TASKS))
     options = parser.parse_args()
     chosen = effort(options)
@@ -105,7 +109,7 @@ def main() -> int:
         stack.callback(base.end)
         print(report.describe_machine())
         print(f"{'shape':<15} {'task':<17} {'base µs':>10} {'new µs':>10}   base/new (p10–p90)")
-        for shape in select(options.shapes):
+        for shape in options.shapes:
             for task in options.tasks:
                 for child in (base, new):
                     if (answer := child.ask(f"{shape.name} {task}")) != "ready":

@@ -1,7 +1,7 @@
 """How time is taken: contestants interleaved in one process, samples paired by round.
 
-Machines are shared and drift: an absolute time says little, a ratio within one round much. So every
-round times each contestant once, in shuffled order, and a ratio is the median of the rounds' ratios.
+Machines are shared and drift: an absolute time says little, a ratio within one round much. So
+every round times each contestant once, in shuffled order, and a ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class Effort(NamedTuple):
 
     rounds: int = 21
     block_s: float = 0.004  # one sample repeats a call until it lasts this long
-    budget_s: float = 12.0  # of all samples of one measurement; slow calls get fewer rounds
+    budget_s: float = 6.0  # of all samples of one measurement; slow calls get fewer rounds
     least_rounds: int = 7
 
     def rounds_for(self, round_s: float) -> int:
-        return max(min(self.rounds, self.least_rounds), min(self.rounds, int(self.budget_s / round_s)))
+        """As many rounds as the budget allows, where one takes ``round_s``, within the limits."""
+        return min(self.rounds, max(self.least_rounds, int(self.budget_s / round_s)))
 
 
 QUICK = Effort(rounds=3, block_s=0.0005, budget_s=1.0, least_rounds=2)
@@ -67,10 +68,10 @@ def _other_threads_run() -> bool:
 def settle(limit_s: float = 0.5) -> None:
     """Wait until all other threads of this process sleep.
 
-    A thread pool's workers spin for some milliseconds after their last task, which makes their own
-    next task start sooner, but would take a core from the next contestant: ONNX Runtime's would double
-    the time of whoever comes after it. (The process's CPU time cannot tell: the kernel brings what other
-    threads consumed up to date at its ticks only.)
+    A thread pool's workers spin after their last task, OpenMP's for 4 ms, ONNX Runtime's for 30.
+    That makes their own next task start sooner, but takes a core from the next contestant: it
+    doubled the time of whoever came after ONNX Runtime. (The process's CPU time cannot tell when
+    they stop: what other threads consumed is brought up to date at the kernel's ticks only.)
     """
     if not Path("/proc/self/task").exists():
         time.sleep(0.05)

@@ -1,8 +1,8 @@
 """How much time does ``import fastmlp`` add to ``import torch``?
 
-Fresh interpreters, alternately with and without fastmlp. Two answers: the time of ``import fastmlp`` where
-torch is there already, and the difference between the pair's whole import times, which is noisier but counts
-what is put off or shared too.
+Fresh interpreters, alternately with and without fastmlp. Two answers: the time of ``import
+fastmlp`` where torch is there already, and how much longer the pair takes than torch in another
+interpreter, which is noisier.
 """
 
 import random
@@ -29,8 +29,8 @@ def child(then: str) -> tuple[float, float]:
     """Seconds of importing torch, and of ``then``, in a new interpreter."""
     here = Path(__file__).resolve().parent  # where no folder named fastmlp hides the installed one
     command = [sys.executable, "-c", CODE.format(then=then)]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=here).stdout
-    first, second = map(float, printed.split())
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=here)
+    first, second = map(float, done.stdout.split())
     return first, second
 
 

@@ -1,7 +1,7 @@
 """How fast is the model itself: forward without gradients, and forward with backward?
 
-The calls timed are ``m(x)`` under ``torch.no_grad()``, and ``y = m(x); y.backward(g)`` with all gradients
-set to None before.
+The calls timed are ``m(x)`` under ``torch.no_grad()``, and ``y = m(x); y.backward(g)`` with all
+gradients set to None before.
 """
 
 from suite import Suite, network_options

@@ -1,7 +1,8 @@
-"""What is the most that this machine's FMA units can do, one thread and several, float32 and float64?
+"""What can this machine's FMA units do at most: float32 and float64, one thread and several?
 
-The figure that "fraction of peak" refers to. Cores that share a clock or a power limit give less together than
-one gives alone, and a virtual machine's neighbours take their share: so every benchmark measures it anew.
+The figure that "fraction of peak" refers to. Cores that share a clock or a power limit give less
+together than one gives alone, and a virtual machine's neighbours take their share: so every
+benchmark measures it anew.
 """
 
 import report
@@ -23,8 +24,8 @@ def main() -> int:
         for threads in sorted({1, options.threads}):
             peak = Spread.of([_C.fma_peak(seconds, threads, dtype) for _ in range(chosen.rounds)])
             around = f"{peak.low:.1f}–{peak.high:.1f}"
-            each = peak.median / threads
-            print(f"{dtype:<8} {threads:>7} {peak.median:8.1f} {around:>14} {each:11.1f}", flush=True)
+            rates = f"{peak.median:8.1f} {around:>14} {peak.median / threads:11.1f}"
+            print(f"{dtype:<8} {threads:>7} {rates}", flush=True)
     return 0
 
 

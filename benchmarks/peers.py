@@ -1,7 +1,7 @@
 """The contestants: the same network, weights and input in every library that is installed.
 
-Each gets what suits it best: JAX its own weight layout, functions compiled once a shape, gradients of
-the parameters only; ONNX Runtime constant weights that it may pack beforehand, its default spinning.
+Each gets what suits it best. JAX: its own weight layout, one compiled function, synchronous calls.
+ONNX Runtime: constant weights, which it may pack beforehand, and workers that spin.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ import torch
 from shapes import Shape
 from torch import Tensor, nn
 
-# By name: "y" the output; "dW0", "db0", ... the gradients of each layer's weight (out, in) and bias (out,).
-# A step has no "y", and weight and bias after the update in the place of their gradients.
+# By name: "y" the output; "dW0", "db0", ... the gradients of each layer's weight (out, in) and bias
+# (out,). A step has no "y", and weight and bias after the update in the place of their gradients.
 Results = dict[str, np.ndarray[Any, Any]]
 LEARNING_RATE = 0.01
 
@@ -39,7 +40,7 @@ class Problem:
         generator_state = torch.random.get_rng_state()
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for m, n in zip(self.shape.sizes, self.shape.sizes[1:], strict=False):
+        for m, n in pairwise(self.shape.sizes):
             layers += [nn.Linear(m, n), nn.ReLU()]
         torch.random.set_rng_state(generator_state)
         return nn.Sequential(*layers[:-1])
@@ -72,9 +73,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Contestant:
+    """A library at work on a problem.
+
+    Attributes:
+        run: one call, as timed.
+        results: one call and what it computed; to be called first, as a step moves the weights.
+    """
+
     name: str
-    run: Callable[[], object]  # one call, as timed
-    results: Callable[[], Results]  # one call, for the check; before any run(), for a step moves weights
+    run: Callable[[], object]
+    results: Callable[[], Results]
 
 
 def named(arrays: list[np.ndarray[Any, Any]]) -> Results:
@@ -89,18 +97,19 @@ def _torch_contestant(name: str, model: nn.Module, problem: Problem) -> Contesta
     optimizer = torch.optim.SGD(params, lr=LEARNING_RATE)
 
     def forward() -> Tensor:
-        return model(x)
+        y: Tensor = model(x)
+        return y
 
     def forward_backward() -> Tensor:
         for p in params:
             p.grad = None
-        y = model(x)
+        y: Tensor = model(x)
         y.backward(grad)
         return y
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        value = loss(model(x), labels)
+        value: Tensor = loss(model(x), labels)
         value.backward()
         optimizer.step()
         return value
@@ -140,7 +149,9 @@ def fastmlp(problem: Problem, threads: int) -> Contestant:
 
 def compiled(problem: Problem, threads: int) -> Contestant:
     torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
-    return _torch_contestant("compile", torch.compile(problem.network()), problem)
+    model = problem.network()
+    model.compile()
+    return _torch_contestant("compile", model, problem)
 
 
 def jax(problem: Problem, threads: int) -> Contestant:
@@ -150,10 +161,11 @@ def jax(problem: Problem, threads: int) -> Contestant:
     import jax
     import jax.numpy as jnp
 
-    # Dispatched to another thread, a call that is waited for at once takes up to four times as long.
+    # Dispatched to another thread, a call that is waited for at once takes up to four times longer.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     x, grad, labels = (jnp.asarray(t.numpy()) for t in (problem.x, problem.grad, problem.labels))
-    params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.parameters()]  # weight (in, out)
+    # Weights are (in, out) here.
+    params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.parameters()]
 
     def network(params: Any, x: Any) -> Any:
         for w, b in params[:-1]:

@@ -34,8 +34,8 @@ class Row:
 
 
 COLUMNS = (
-    f"{'shape':<15} {'network':<19} {'task':<16} {'contestant':<11} {'median µs':>10} {'p10–p90':>19} "
-    f"{'× eager':>7} {'p10–p90':>11} {'GFLOP/s':>8} {'peak':>5} {'rounds':>6}"
+    f"{'shape':<15} {'network':<19} {'task':<16} {'contestant':<11} {'median µs':>10} "
+    f"{'p10–p90':>19} {'× eager':>7} {'p10–p90':>11} {'GFLOP/s':>8} {'of peak':>7} {'rounds':>6}"
 )
 
 
@@ -47,13 +47,14 @@ def network_label(shape: Shape) -> str:
 
 def line(row: Row) -> str:
     """The row under :data:`COLUMNS`."""
-    low, median, high = (f"{s * 1e6:.{1 if row.seconds.median < 1e-3 else 0}f}" for s in row.seconds)
+    digits = 1 if row.seconds.median < 1e-3 else 0
+    low, median, high = (f"{s * 1e6:.{digits}f}" for s in row.seconds)
     ratio = f"{row.ratio.median:7.2f}" if row.ratio else f"{'–':>7}"
     ratios = f"{row.ratio.low:.2f}–{row.ratio.high:.2f}" if row.ratio else "–"
     peak = "–" if math.isnan(row.peak_gflops) else f"{row.gflops / row.peak_gflops:.0%}"
     return (
         f"{row.shape.name:<15} {network_label(row.shape):<19} {row.task:<16} {row.contestant:<11} "
-        f"{median:>10} {f'{low}–{high}':>19} {ratio} {ratios:>11} {row.gflops:8.1f} {peak:>5} "
+        f"{median:>10} {f'{low}–{high}':>19} {ratio} {ratios:>11} {row.gflops:8.1f} {peak:>7} "
         f"{row.rounds:6}"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 TASKS = ("forward", "forward+backward", "step")
 
@@ -35,7 +36,7 @@ class Shape:
         Backward has two products a layer, dW and dX, but no dX for the first layer: the input of a
         network asks for no gradient here. Bias, activation, loss and update are not counted.
         """
-        products = [2.0 * self.batch * m * n for m, n in zip(self.sizes, self.sizes[1:], strict=False)]
+        products = [2.0 * self.batch * m * n for m, n in pairwise(self.sizes)]
         return sum(products) if task == "forward" else 3 * sum(products) - products[0]
 
 
@@ -69,5 +70,6 @@ def select(patterns: str) -> list[Shape]:
     wanted = [p.strip() for p in patterns.split(",")]
     found = [s for s in SHAPES if any(fnmatchcase(n, p) for p in wanted for n in (s.name, s.group))]
     if not found:
-        raise ValueError(f"no shape matches {patterns!r}; names: {', '.join(s.name for s in SHAPES)}")
+        known = ", ".join(s.name for s in SHAPES)
+        raise ValueError(f"no shape matches {patterns!r}; there are {known}")
     return found

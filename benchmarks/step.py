@@ -1,7 +1,8 @@
 """How fast is a whole step of training, with CrossEntropyLoss and SGD?
 
-The call timed is ``zero_grad(); loss(m(x), labels).backward(); step()``, with torch's own loss and optimizer
-for fastmlp, eager and torch.compile (which compiles the model), and as one compiled function for JAX.
+The call timed is ``zero_grad(); loss(m(x), labels).backward(); step()``, with torch's own loss and
+optimizer for fastmlp, eager and torch.compile (which compiles the model); for JAX it is one
+compiled function.
 """
 
 from suite import Suite, network_options

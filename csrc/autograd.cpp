@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "mlp.h"
 #include "ops.h"
 
@@ -36,7 +38,14 @@ at::Tensor activate(Activation activation, const at::Tensor& z, double slope) {
   TORCH_CHECK(false, "fastmlp: unknown activation");
 }
 
-at::Tensor derive(Activation activation, const at::Tensor& grad, const at::Tensor& z, const at::Tensor& y, double slope) {
+// torch has no derivative of its own silu_backward.
+at::Tensor silu_derivative(const at::Tensor& grad, const at::Tensor& z) {
+  const at::Tensor p = at::sigmoid(z);
+  return grad * p * (z * (1 - p) + 1);
+}
+
+at::Tensor derive(Activation activation, const at::Tensor& grad, const at::Tensor& z,
+                  const at::Tensor& y, double slope) {
   switch (activation) {
     case Activation::identity:
       return grad;
@@ -55,44 +64,54 @@ at::Tensor derive(Activation activation, const at::Tensor& grad, const at::Tenso
     case Activation::gelu_tanh:
       return at::gelu_backward(grad, z, "tanh");
     case Activation::silu:
-      return at::silu_backward(grad, z);
+      return silu_derivative(grad, z);
   }
   TORCH_CHECK(false, "fastmlp: unknown activation");
 }
 
-// What backward needs to know of a forward. Tensors that eager would save, too, go through save_for_backward, which checks at
-// backward that nobody modified them; the rest (a weight whose input needs no gradient, the biases) is needed for shapes and
-// for second derivatives alone, and may be modified in between as in eager.
+// What backward needs to know of a forward. Tensors that eager would save, too, go through
+// save_for_backward, which checks at backward that nobody modified them; the rest (a weight whose
+// input needs no gradient, the biases) is needed for shapes and for second derivatives alone, and
+// may be modified in between as in eager.
 struct Call : torch::CustomClassHolder {
   std::vector<int64_t> activations;
   std::vector<double> slopes;
-  int64_t first;
-  std::vector<bool> checked;          // of input, weights…: which ones went through save_for_backward
-  std::vector<at::Tensor> unchecked;  // input, weights…, biases…; undefined where checked
-  std::vector<int64_t> versions;      // of the unchecked ones
+  std::vector<bool> needs;    // of input, weights…, biases…
+  std::vector<bool> checked;  // of input, weights…: which ones went through save_for_backward
+  std::vector<at::Tensor>
+      unchecked;  // input, weights…, biases…; undefined where checked, or where there is no bias
+  std::vector<int64_t> versions;  // of the unchecked ones
+
+  size_t layers() const { return activations.size(); }
+  Activation last() const { return static_cast<Activation>(activations.back()); }
 };
 
 class MLPFunction : public torch::autograd::Function<MLPFunction> {
  public:
-  // tensors: input, weights…, biases… (undefined: none).
-  static at::Tensor forward(AutogradContext* ctx, at::TensorList tensors, const OptionalTensors& biases,
-                            const c10::intrusive_ptr<Call>& call) {
-    const size_t layers = call->activations.size();
-    const at::TensorList weights = tensors.slice(1, layers);
+  // tensors: input, weights…, and of the biases those that there are.
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList tensors,
+                            const OptionalTensors& biases, const c10::intrusive_ptr<Call>& call) {
+    const size_t layers = call->layers();
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, saved] = mlp_forward(tensors[0], weights, biases, call->activations, call->slopes, call->first);
+    auto [output, saved] = mlp_forward(tensors[0], tensors.slice(1, layers), biases,
+                                       call->activations, call->slopes, call->needs);
 
     variable_list kept{saved};
-    if (call->activations.back() != static_cast<int64_t>(Activation::identity)) kept.push_back(output);
-    call->unchecked.resize(tensors.size());
-    call->versions.resize(tensors.size());
-    for (size_t i = 0; i < tensors.size(); ++i) {
+    if (saves_output(call->last())) kept.push_back(output);
+    const auto keep = [&](size_t i, const at::Tensor& tensor) {
       if (i <= layers && call->checked[i]) {
-        kept.push_back(tensors[i]);
-      } else if (tensors[i].defined()) {
-        call->unchecked[i] = tensors[i];
-        call->versions[i] = tensors[i].is_inference() ? 0 : tensors[i]._version();
+        kept.push_back(tensor);
+      } else {
+        call->unchecked[i] = tensor;
+        call->versions[i] = version(tensor);
       }
+    };
+    call->unchecked.resize(1 + 2 * layers);
+    call->versions.resize(1 + 2 * layers);
+    for (size_t i = 0; i <= layers; ++i) keep(i, tensors[i]);
+    for (size_t l = 0; l < layers; ++l) {
+      const std::optional<at::Tensor> bias = biases.get(l);
+      if (bias) keep(1 + layers + l, *bias);
     }
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["call"] = at::IValue::make_capsule(call);
@@ -102,65 +121,82 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto holder = ctx->saved_data["call"].toCapsule();
     const Call& call = static_cast<const Call&>(*holder);
-    const size_t layers = call.activations.size(), count = 1 + 2 * layers;
-    variable_list result(count + 2);  // two more arguments of forward that are no tensors
+    const size_t layers = call.layers();
+    variable_list tensors = call.unchecked, result;
+    // Which gradients are wanted now: of those that forward foresaw. Their places among forward's
+    // arguments leave no room for a bias that is not there.
+    std::vector<bool> needs(call.needs.size());
+    std::vector<size_t> place(call.needs.size());
+    for (size_t i = 0; i < needs.size(); ++i) {
+      place[i] = result.size();
+      const bool present = i <= layers || tensors[i].defined();
+      needs[i] = present && call.needs[i] && ctx->needs_input_grad(place[i]);
+      if (present) result.emplace_back();
+    }
+    result.resize(result.size() + 2);  // two more arguments of forward that are no tensors
     if (!grads[0].defined()) return result;
 
-    variable_list kept = ctx->get_saved_variables(), tensors = call.unchecked;
+    const variable_list kept = ctx->get_saved_variables();
     size_t next = 0;
     const at::Tensor saved = kept[next++];
-    const bool output_kept = call.activations.back() != static_cast<int64_t>(Activation::identity);
-    const at::Tensor output = output_kept ? kept[next++] : grads[0];  // of its shape, and not read
+    const at::Tensor output =
+        saves_output(call.last()) ? kept[next++] : grads[0];  // of its shape, and not read
     for (size_t i = 0; i <= layers; ++i) {
       if (call.checked[i]) tensors[i] = kept[next++];
     }
-    std::vector<bool> needs(count);
-    for (size_t i = 0; i < count; ++i) needs[i] = ctx->needs_input_grad(i);
-
     variable_list gradients;
     if (at::GradMode::is_enabled()) {
       check_versions(call);
       gradients = differentiable(call, grads[0], tensors, needs);
     } else {
-      gradients = mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers), output, saved, call.activations,
-                               call.slopes, call.first, needs);
+      gradients = mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers),
+                               output, saved, call.activations, call.slopes, call.needs, needs);
     }
     next = 0;
-    for (size_t i = 0; i < count; ++i) {
-      if (needs[i]) result[i] = gradients[next++];
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (needs[i]) result[place[i]] = gradients[next++];
     }
     return result;
   }
 
  private:
+  static int64_t version(const at::Tensor& tensor) {
+    return tensor.is_inference() ? 0 : static_cast<int64_t>(tensor._version());
+  }
+
   static void check_versions(const Call& call) {
     for (size_t i = 0; i < call.unchecked.size(); ++i) {
       const at::Tensor& tensor = call.unchecked[i];
-      TORCH_CHECK(!tensor.defined() || tensor.is_inference() || static_cast<int64_t>(tensor._version()) == call.versions[i],
-                  "one of the variables needed for gradient computation has been modified by an inplace operation: [",
-                  tensor.toString(), " ", tensor.sizes(), "] is at version ", tensor._version(), "; expected version ",
-                  call.versions[i], " instead, for the second derivative of FusedMLP");
+      TORCH_CHECK(!tensor.defined() || version(tensor) == call.versions[i],
+                  "one of the variables needed for gradient computation has been modified by an "
+                  "inplace operation: [",
+                  tensor.toString(), " ", tensor.sizes(), "] is at version ", version(tensor),
+                  "; expected version ", call.versions[i],
+                  " instead, for the second derivative of FusedMLP");
     }
   }
 
-  // The gradients as torch operations that can be differentiated again (create_graph=True): the activations are computed
-  // anew, since those that forward saved stand outside of the graph.
-  static variable_list differentiable(const Call& call, const at::Tensor& grad_output, const variable_list& tensors,
+  // The gradients as torch operations that can be differentiated again (create_graph=True): the
+  // activations are computed anew, since those that forward saved stand outside of the graph.
+  static variable_list differentiable(const Call& call, const at::Tensor& grad_output,
+                                      const variable_list& tensors,
                                       const std::vector<bool>& needs) {
-    const size_t layers = call.activations.size();
+    const size_t layers = call.layers();
     const at::Tensor& input = tensors[0];
+    const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
     variable_list z(layers), y(layers + 1);
-    y[0] = input.reshape({-1, input.size(-1)});
-    if (input.size(-1) == 0) y[0] = input.new_zeros({grad_output.numel() / grad_output.size(-1), 0});
+    y[0] = input.reshape({batch, input.size(-1)});
     for (size_t l = 0; l < layers; ++l) {
       const at::Tensor& bias = tensors[1 + layers + l];
-      z[l] = at::linear(y[l], tensors[1 + l], bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+      z[l] = at::linear(y[l], tensors[1 + l],
+                        bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
       y[l + 1] = activate(static_cast<Activation>(call.activations[l]), z[l], call.slopes[l]);
     }
     variable_list weight_gradients, bias_gradients;
     at::Tensor grad = grad_output.reshape(y[layers].sizes());
     for (size_t l = layers; l-- > 0;) {
-      grad = derive(static_cast<Activation>(call.activations[l]), grad, z[l], y[l + 1], call.slopes[l]);
+      grad = derive(static_cast<Activation>(call.activations[l]), grad, z[l], y[l + 1],
+                    call.slopes[l]);
       if (needs[1 + l]) weight_gradients.push_back(grad.t().matmul(y[l]));
       if (needs[1 + layers + l]) bias_gradients.push_back(grad.sum(0));
       if (l == 0 && !needs[0]) break;
@@ -174,34 +210,39 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
   }
 };
 
-at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-                        at::IntArrayRef activations, at::ArrayRef<double> slopes) {
-  const int64_t layers = static_cast<int64_t>(weights.size());
-  int64_t first = layers;
-  variable_list tensors;
-  if (at::GradMode::is_enabled()) {
-    tensors.reserve(1 + 2 * layers);
-    tensors.push_back(input);
-    tensors.insert(tensors.end(), weights.begin(), weights.end());
-    for (const std::optional<at::Tensor>& bias : biases) tensors.push_back(bias ? *bias : at::Tensor());
-    // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
-    const bool whole = static_cast<int64_t>(biases.size()) == layers;
-    const auto wanted = [&](int64_t i) { return tensors[i].defined() && tensors[i].requires_grad(); };
-    for (int64_t l = layers - 1; whole && l >= 0; --l) {
-      if (wanted(1 + l) || wanted(1 + layers + l) || (l == 0 && wanted(0))) first = l;
-    }
+at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
+                        const OptionalTensors& biases, at::IntArrayRef activations,
+                        at::ArrayRef<double> slopes) {
+  const size_t layers = weights.size();
+  std::vector<bool> needs;
+  // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
+  if (at::GradMode::is_enabled() && layers > 0 && biases.size() == layers) {
+    needs.push_back(input.requires_grad());
+    for (const at::Tensor& weight : weights) needs.push_back(weight.requires_grad());
+    for (const std::optional<at::Tensor>& bias : biases)
+      needs.push_back(bias && bias->requires_grad());
   }
-  if (first == layers) {
+  const auto first = std::find(needs.begin(), needs.end(), true);
+  if (first == needs.end()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, layers));
+    return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {}));
+  }
+  variable_list tensors{input};
+  tensors.insert(tensors.end(), weights.begin(), weights.end());
+  for (const std::optional<at::Tensor>& bias : biases) {
+    if (bias) tensors.push_back(*bias);
   }
   auto call = c10::make_intrusive<Call>();
   call->activations = activations.vec();
   call->slopes = slopes.vec();
-  call->first = first;
-  call->checked.resize(1 + layers);
-  call->checked[0] = weights[0].requires_grad();
-  for (int64_t l = 0; l < layers; ++l) call->checked[1 + l] = l > first || (l == 0 && input.requires_grad());
+  call->needs = needs;
+  // As eager: the input for its weight's gradient, a weight for its input's gradient.
+  call->checked.push_back(needs[1]);
+  bool below = needs[0];
+  for (size_t l = 0; l < layers; ++l) {
+    call->checked.push_back(below);
+    below = below || needs[1 + l] || needs[1 + layers + l];
+  }
   return MLPFunction::apply(at::TensorList(tensors), biases, call);
 }
 

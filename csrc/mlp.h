@@ -1,4 +1,5 @@
-// The multilayer perceptron as plain structs: what the checks of problem.cpp produce and the kernels consume. No torch here.
+// The multilayer perceptron as plain structs: what the checks of problem.cpp produce and the
+// kernels consume. No torch here.
 #pragma once
 
 #include <cstdint>
@@ -6,16 +7,31 @@
 
 namespace fastmlp {
 
-// The order is part of the operators' schema (saved graphs hold the numbers): append, never reorder.
-enum class Activation : int { identity, relu, leaky_relu, elu, sigmoid, tanh, gelu, gelu_tanh, silu };
+// The order is part of the operators' schema (saved graphs hold the numbers): append, never
+// reorder.
+enum class Activation : int {
+  identity,
+  relu,
+  leaky_relu,
+  elu,
+  sigmoid,
+  tanh,
+  gelu,
+  gelu_tanh,
+  silu
+};
 inline constexpr int kActivations = 9;
-inline constexpr const char* kActivationNames[kActivations] = {"identity", "relu", "leaky_relu", "elu",  "sigmoid",
-                                                               "tanh",     "gelu", "gelu_tanh",  "silu"};
+inline constexpr const char* kActivationNames[kActivations] = {
+    "identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"};
 
-// Whether the derivative is computed from the layer's sums z (true) or from its output y = activation(z) (false). It is
-// what torch's own modules keep, too, so that neither memory nor accuracy is lost against them.
-inline constexpr bool saves_input(Activation a) {
-  return a == Activation::elu || a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
+// What backward reads of a layer to go through its activation: its sums z, its output y =
+// activation(z), or nothing. It is what torch's own modules keep, so that neither memory nor
+// accuracy nor what may be modified in place differs from theirs.
+inline constexpr bool saves_output(Activation a) {
+  return a == Activation::relu || a == Activation::sigmoid || a == Activation::tanh;
+}
+inline constexpr bool saves_sums(Activation a) {
+  return a != Activation::identity && !saves_output(a);
 }
 
 // One layer: y = activation(x · weightᵀ + bias).
@@ -31,7 +47,7 @@ struct Layer {
 
   // Forward writes them, backward reads them; [batch, out_features], contiguous.
   T* output = nullptr;  // y; null where nobody will need it again (then a scratch buffer holds it)
-  T* sums = nullptr;    // z, where saves_input(activation) and backward will need it
+  T* sums = nullptr;    // z, where saves_sums(activation) and backward will need it
 };
 
 template <typename T>
@@ -52,7 +68,8 @@ struct LayerGradient {
 template <typename T>
 struct Backward {
   Forward<T> forward;
-  const T* grad_output = nullptr;  // [batch, out_features of the last layer], contiguous along features
+  const T* grad_output =
+      nullptr;  // [batch, out_features of the last layer], contiguous along features
   int64_t grad_output_stride = 0;
   std::vector<LayerGradient<T>> gradients;
   T* grad_input = nullptr;  // [batch, in_features], contiguous; null: not needed

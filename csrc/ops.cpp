@@ -1,4 +1,5 @@
-// Every operator's schema on one screen, and its CPU implementation: allocation and the call of the kernels.
+// Every operator's schema on one screen, and its CPU implementation: allocation and the call of the
+// kernels.
 #include "ops.h"
 
 #include <ATen/ATen.h>
@@ -11,61 +12,79 @@
 TORCH_LIBRARY(fastmlp, m) {
   // The network, differentiable. activations and slopes hold one number a layer (mlp.h).
   m.def(
-      "mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> Tensor",
+      "mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> "
+      "Tensor",
       {at::Tag::pt2_compliant_tag});
-  // Beneath autograd. first: the lowest layer for which a gradient will be needed (the number of layers: none will);
-  // saved: one flat tensor of the activations that backward reads.
+  // Beneath autograd. needs: which of input, weights…, biases… will want a gradient, 1 + 2·layers
+  // of them, or an empty list for none; saved: one flat tensor of the activations that backward
+  // reads for them.
   m.def(
-      "mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes, int first)"
+      "mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] "
+      "slopes, bool[] needs)"
       " -> (Tensor output, Tensor saved)",
       {at::Tag::pt2_compliant_tag});
-  // needs: which of input, weights…, biases… want a gradient, 1 + 2·layers of them; the result holds those gradients in
-  // that order.
+  // The gradients that needs tells, in that order. kept: what mlp_forward was given as needs, and
+  // all that needs may ask for.
   m.def(
-      "mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor output, Tensor saved, int[] activations,"
-      " float[] slopes, int first, bool[] needs) -> Tensor[]",
+      "mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor output, Tensor "
+      "saved, int[] activations,"
+      " float[] slopes, bool[] kept, bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
 }
 
 namespace fastmlp {
 
-at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases, at::IntArrayRef activations,
-               at::ArrayRef<double> slopes) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastmlp::mlp", "")
-                             .typed<at::Tensor(const at::Tensor&, at::TensorList, const OptionalTensors&, at::IntArrayRef,
-                                               at::ArrayRef<double>)>();
+at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+               at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastmlp::mlp", "")
+          .typed<at::Tensor(const at::Tensor&, at::TensorList, const OptionalTensors&,
+                            at::IntArrayRef, at::ArrayRef<double>)>();
   return op.call(input, weights, biases, activations, slopes);
 }
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-                                               at::IntArrayRef activations, at::ArrayRef<double> slopes, int64_t first) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastmlp::mlp_forward", "")
-                             .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, at::TensorList, const OptionalTensors&,
-                                                                       at::IntArrayRef, at::ArrayRef<double>, int64_t)>();
-  return op.call(input, weights, biases, activations, slopes, first);
+static c10::List<bool> as_list(const std::vector<bool>& flags) {
+  c10::List<bool> list;
+  list.reserve(flags.size());
+  for (const bool flag : flags) list.push_back(flag);
+  return list;
 }
 
-std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input, at::TensorList weights,
-                                     const at::Tensor& output, const at::Tensor& saved, at::IntArrayRef activations,
-                                     at::ArrayRef<double> slopes, int64_t first, const std::vector<bool>& needs) {
+std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights,
+                                               const OptionalTensors& biases,
+                                               at::IntArrayRef activations,
+                                               at::ArrayRef<double> slopes,
+                                               const std::vector<bool>& needs) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastmlp::mlp_forward", "")
+                             .typed<std::tuple<at::Tensor, at::Tensor>(
+                                 const at::Tensor&, at::TensorList, const OptionalTensors&,
+                                 at::IntArrayRef, at::ArrayRef<double>, c10::List<bool>)>();
+  return op.call(input, weights, biases, activations, slopes, as_list(needs));
+}
+
+std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                     at::TensorList weights, const at::Tensor& output,
+                                     const at::Tensor& saved, at::IntArrayRef activations,
+                                     at::ArrayRef<double> slopes, const std::vector<bool>& kept,
+                                     const std::vector<bool>& needs) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastmlp::mlp_backward", "")
-          .typed<std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&, at::TensorList, const at::Tensor&,
-                                         const at::Tensor&, at::IntArrayRef, at::ArrayRef<double>, int64_t, c10::List<bool>)>();
-  c10::List<bool> list;
-  list.reserve(needs.size());
-  for (const bool need : needs) list.push_back(need);
-  return op.call(grad_output, input, weights, output, saved, activations, slopes, first, list);
+          .typed<std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&, at::TensorList,
+                                         const at::Tensor&, const at::Tensor&, at::IntArrayRef,
+                                         at::ArrayRef<double>, c10::List<bool>, c10::List<bool>)>();
+  return op.call(grad_output, input, weights, output, saved, activations, slopes, as_list(kept),
+                 as_list(needs));
 }
 
 namespace {
 
 // The layers' outputs and sums that are kept lie one after the other in `saved`.
 template <typename T>
-void place_saved(Forward<T>& problem, const SavedLayout& layout, const at::Tensor& saved, T* output) {
+void place_saved(Forward<T>& problem, const SavedLayout& layout, const at::Tensor& saved,
+                 T* output) {
   T* base = saved.numel() > 0 ? static_cast<T*>(saved.data_ptr()) : nullptr;
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     if (layout.outputs[l] >= 0) problem.layers[l].output = base + layout.outputs[l];
@@ -82,16 +101,21 @@ void run_pass(const Problem& problem, const at::TensorOptions& options) {
   pass.run(elements > 0 ? workspace.mutable_data_ptr<T>() : nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-                                                   at::IntArrayRef activations, at::ArrayRef<double> slopes, int64_t first) {
+std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::TensorList weights,
+                                                   const OptionalTensors& biases,
+                                                   at::IntArrayRef activations,
+                                                   at::ArrayRef<double> slopes,
+                                                   c10::List<bool> need_list) {
   const std::vector<std::optional<at::Tensor>> bias_list(biases.begin(), biases.end());
   const Arguments arguments{input, weights, bias_list, activations, slopes};
   check(arguments);
+  const Needs needs(need_list.begin(), need_list.end());
+  check_needs(weights.size(), needs);
   at::DimVector sizes(input.sizes());
   sizes.back() = weights.back().size(0);
   const at::Tensor output = at::empty(sizes, input.options());
   const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
-  const SavedLayout layout = saved_layout(batch, weights, activations, first);
+  const SavedLayout layout = saved_layout(batch, weights, activations, needs);
   const at::Tensor saved = at::empty({layout.elements}, input.options());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -104,16 +128,21 @@ std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::
   return {output, saved};
 }
 
-std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input, at::TensorList weights,
-                                         const at::Tensor& output, const at::Tensor& saved, at::IntArrayRef activations,
-                                         at::ArrayRef<double> slopes, int64_t first, c10::List<bool> needs) {
+std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
+                                         at::TensorList weights, const at::Tensor& output,
+                                         const at::Tensor& saved, at::IntArrayRef activations,
+                                         at::ArrayRef<double> slopes,
+                                         c10::List<bool> kept_list,
+                                         c10::List<bool> need_list) {
   const size_t layers = weights.size();
   const std::vector<std::optional<at::Tensor>> no_biases(layers);
   const Arguments arguments{input, weights, no_biases, activations, slopes};
   check(arguments);
-  check_backward(arguments, grad_output, output, saved, first, needs.size());
+  const Needs kept(kept_list.begin(), kept_list.end()), needs(need_list.begin(), need_list.end());
+  check_backward(arguments, grad_output, output, saved, kept, needs);
+  if (first_layer(layers, needs) == static_cast<int64_t>(layers)) return {};
   const at::Tensor grad_rows = as_rows(grad_output), output_rows = as_rows(output);
-  const SavedLayout layout = saved_layout(grad_rows.size(0), weights, activations, first);
+  const SavedLayout layout = saved_layout(grad_rows.size(0), weights, activations, kept);
   std::vector<at::Tensor> gradients;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -131,17 +160,20 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
       return gradients.back().mutable_data_ptr<T>();
     };
     problem.grad_input = allocate(0, input.sizes());
-    for (size_t l = 0; l < layers; ++l) problem.gradients[l].weight = allocate(1 + l, weights[l].sizes());
-    for (size_t l = 0; l < layers; ++l) problem.gradients[l].bias = allocate(1 + layers + l, weights[l].sizes().slice(0, 1));
+    for (size_t l = 0; l < layers; ++l)
+      problem.gradients[l].weight = allocate(1 + l, weights[l].sizes());
+    for (size_t l = 0; l < layers; ++l)
+      problem.gradients[l].bias = allocate(1 + layers + l, weights[l].sizes().slice(0, 1));
     run_pass<cpu::BackwardPass, T>(problem, input.options());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return gradients;
 }
 
-at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-                                at::IntArrayRef activations, at::ArrayRef<double> slopes) {
-  return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, static_cast<int64_t>(weights.size())));
+at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList weights,
+                                const OptionalTensors& biases, at::IntArrayRef activations,
+                                at::ArrayRef<double> slopes) {
+  return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {}));
 }
 
 }  // namespace
@@ -152,4 +184,6 @@ TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
   m.impl("mlp_backward", fastmlp::mlp_backward_cpu);
 }
 
-TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) { m.impl("mlp", fastmlp::mlp_without_gradient); }
+TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {
+  m.impl("mlp", fastmlp::mlp_without_gradient);
+}

@@ -11,14 +11,19 @@ namespace fastmlp {
 
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
-at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases, at::IntArrayRef activations,
-               at::ArrayRef<double> slopes);
+at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+               at::IntArrayRef activations, at::ArrayRef<double> slopes);
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-                                               at::IntArrayRef activations, at::ArrayRef<double> slopes, int64_t first);
+std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights,
+                                               const OptionalTensors& biases,
+                                               at::IntArrayRef activations,
+                                               at::ArrayRef<double> slopes,
+                                               const std::vector<bool>& needs);
 
-std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input, at::TensorList weights,
-                                     const at::Tensor& output, const at::Tensor& saved, at::IntArrayRef activations,
-                                     at::ArrayRef<double> slopes, int64_t first, const std::vector<bool>& needs);
+std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                     at::TensorList weights, const at::Tensor& output,
+                                     const at::Tensor& saved, at::IntArrayRef activations,
+                                     at::ArrayRef<double> slopes, const std::vector<bool>& kept,
+                                     const std::vector<bool>& needs);
 
 }  // namespace fastmlp

@@ -14,74 +14,112 @@ bool rows_are_contiguous(const at::Tensor& matrix) {
 void check(const Arguments& a) {
   const auto layers = a.weights.size();
   TORCH_CHECK(layers > 0, "fastmlp: expected at least one weight, got none");
-  TORCH_CHECK(a.biases.size() == layers, "fastmlp: expected as many biases (or None) as weights, got ", a.biases.size(),
+  TORCH_CHECK(a.biases.size() == layers,
+              "fastmlp: expected as many biases (or None) as weights, got ", a.biases.size(),
               " biases for ", layers, " weights");
   TORCH_CHECK(a.activations.size() == layers && a.slopes.size() == layers,
-              "fastmlp: expected an activation and a slope for each of ", layers, " layers, got ", a.activations.size(), " and ",
-              a.slopes.size());
-  TORCH_CHECK(a.input.dim() > 0, "fastmlp: expected an input of shape (..., in_features), got a tensor of 0 dimensions");
+              "fastmlp: expected an activation and a slope for each of ", layers, " layers, got ",
+              a.activations.size(), " and ", a.slopes.size());
+  TORCH_CHECK(
+      a.input.dim() > 0,
+      "fastmlp: expected an input of shape (..., in_features), got a tensor of 0 dimensions");
   c10::SymInt features = a.input.sym_size(-1);
   for (size_t l = 0; l < layers; ++l) {
     const at::Tensor& weight = a.weights[l];
-    TORCH_CHECK(weight.dim() == 2, "fastmlp: expected weight ", l, " of shape (out_features, in_features), got ",
-                weight.sym_sizes());
+    TORCH_CHECK(weight.dim() == 2, "fastmlp: expected weight ", l,
+                " of shape (out_features, in_features), got ", weight.sym_sizes());
     if (l == 0) {
-      TORCH_CHECK(weight.sym_size(1) == features, "fastmlp: mat1 and mat2 shapes cannot be multiplied: expected an input of shape (..., ",
-                  weight.sym_size(1), ") for a weight of shape ", weight.sym_sizes(), ", got ", a.input.sym_sizes());
+      TORCH_CHECK(
+          weight.sym_size(1) == features,
+          "fastmlp: mat1 and mat2 shapes cannot be multiplied: expected an input of shape (..., ",
+          weight.sym_size(1), ") for a weight of shape ", weight.sym_sizes(), ", got ",
+          a.input.sym_sizes());
     } else {
-      TORCH_CHECK(weight.sym_size(1) == features, "fastmlp: expected weight ", l, " of shape (out_features, ", features,
-                  ") after a layer of ", features, " features, got ", weight.sym_sizes());
+      TORCH_CHECK(weight.sym_size(1) == features, "fastmlp: expected weight ", l,
+                  " of shape (out_features, ", features, ") after a layer of ", features,
+                  " features, got ", weight.sym_sizes());
     }
     features = weight.sym_size(0);
-    TORCH_CHECK(weight.scalar_type() == a.input.scalar_type(), "fastmlp: mat1 and mat2 must have the same dtype, but got ",
-                a.input.scalar_type(), " (input) and ", weight.scalar_type(), " (weight ", l, ")");
-    TORCH_CHECK(weight.device() == a.input.device(), "fastmlp: expected all tensors to be on the same device, but found ",
+    TORCH_CHECK(weight.scalar_type() == a.input.scalar_type(),
+                "fastmlp: mat1 and mat2 must have the same dtype, but got ", a.input.scalar_type(),
+                " (input) and ", weight.scalar_type(), " (weight ", l, ")");
+    TORCH_CHECK(weight.device() == a.input.device(),
+                "fastmlp: expected all tensors to be on the same device, but found ",
                 a.input.device(), " (input) and ", weight.device(), " (weight ", l, ")");
     if (const auto& bias = a.biases[l]) {
-      TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == features, "fastmlp: expected bias ", l, " of shape (", features,
-                  "), got ", bias->sym_sizes());
-      TORCH_CHECK(bias->scalar_type() == a.input.scalar_type() && bias->device() == a.input.device(), "fastmlp: expected bias ",
-                  l, " of dtype ", a.input.scalar_type(), " on ", a.input.device(), ", got ", bias->scalar_type(), " on ",
-                  bias->device());
+      TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == features, "fastmlp: expected bias ", l,
+                  " of shape (", features, "), got ", bias->sym_sizes());
+      TORCH_CHECK(
+          bias->scalar_type() == a.input.scalar_type() && bias->device() == a.input.device(),
+          "fastmlp: expected bias ", l, " of dtype ", a.input.scalar_type(), " on ",
+          a.input.device(), ", got ", bias->scalar_type(), " on ", bias->device());
     }
-    TORCH_CHECK(a.activations[l] >= 0 && a.activations[l] < kActivations, "fastmlp: unknown activation ", a.activations[l]);
+    TORCH_CHECK(a.activations[l] >= 0 && a.activations[l] < kActivations,
+                "fastmlp: unknown activation ", a.activations[l]);
   }
   TORCH_CHECK(a.input.scalar_type() == at::kFloat || a.input.scalar_type() == at::kDouble,
               "fastmlp: expected float32 or float64, got ", a.input.scalar_type());
 }
 
-void check_backward(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& saved,
-                    int64_t first, size_t needs) {
+void check_needs(size_t layers, const Needs& needs) {
+  TORCH_CHECK(needs.empty() || needs.size() == 1 + 2 * layers, "fastmlp: expected no needs or ",
+              1 + 2 * layers, " of them for ", layers, " layers, got ", needs.size());
+}
+
+void check_backward(const Arguments& a, const at::Tensor& grad_output, const at::Tensor& output,
+                    const at::Tensor& saved, const Needs& kept, const Needs& needs) {
+  check_needs(a.weights.size(), kept);
+  check_needs(a.weights.size(), needs);
+  for (size_t i = 0; i < needs.size(); ++i) {
+    TORCH_CHECK(!needs[i] || (!kept.empty() && kept[i]), "fastmlp: gradient ", i,
+                " was not foreseen in forward");
+  }
   at::DimVector expected(a.input.sizes());
   expected.back() = a.weights.back().size(0);
   for (const at::Tensor* tensor : {&grad_output, &output}) {
     TORCH_CHECK(tensor->sizes() == expected && tensor->scalar_type() == a.input.scalar_type() &&
                     tensor->device() == a.input.device(),
-                "fastmlp: expected grad_output and output of shape ", at::IntArrayRef(expected), ", dtype ", a.input.scalar_type(),
-                ", on ", a.input.device(), ", got shape ", tensor->sizes(), ", dtype ", tensor->scalar_type(), ", on ",
-                tensor->device());
+                "fastmlp: expected grad_output and output of shape ", at::IntArrayRef(expected),
+                ", dtype ", a.input.scalar_type(), ", on ", a.input.device(), ", got shape ",
+                tensor->sizes(), ", dtype ", tensor->scalar_type(), ", on ", tensor->device());
   }
   const int64_t batch = c10::multiply_integers(a.input.sizes().slice(0, a.input.dim() - 1));
-  const int64_t elements = saved_layout(batch, a.weights, a.activations, first).elements;
-  TORCH_CHECK(saved.dim() == 1 && saved.numel() == elements && saved.scalar_type() == a.input.scalar_type() &&
-                  saved.is_contiguous(),
-              "fastmlp: expected the saved activations of mlp_forward, of shape [", elements, "], got ", saved.sizes());
-  TORCH_CHECK(needs == 1 + 2 * a.weights.size(), "fastmlp: expected ", 1 + 2 * a.weights.size(), " needs, got ", needs);
+  const int64_t elements = saved_layout(batch, a.weights, a.activations, kept).elements;
+  TORCH_CHECK(
+      saved.dim() == 1 && saved.numel() == elements &&
+          saved.scalar_type() == a.input.scalar_type() && saved.device() == a.input.device() &&
+          saved.is_contiguous(),
+      "fastmlp: expected the saved activations of mlp_forward for the same kept, of shape [",
+      elements, "], got ", saved.sizes());
 }
 
-SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations, int64_t first) {
+int64_t first_layer(size_t layers, const Needs& needs) {
+  if (needs.empty()) return static_cast<int64_t>(layers);
+  size_t first = 0;
+  while (first < layers &&
+         !(needs[1 + first] || needs[1 + layers + first] || (first == 0 && needs[0])))
+    ++first;
+  return static_cast<int64_t>(first);
+}
+
+SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations,
+                         const Needs& needs) {
   SavedLayout layout;
-  const auto layers = static_cast<int64_t>(weights.size());
+  const size_t layers = weights.size(), first = first_layer(layers, needs);
   const auto take = [&](bool wanted, int64_t features) {
     if (!wanted) return int64_t{-1};
     const int64_t begin = layout.elements;
     layout.elements += batch * features;
     return begin;
   };
-  for (int64_t l = 0; l < layers; ++l) {
+  for (size_t l = 0; l < layers; ++l) {
     const int64_t features = weights[l].size(0);
-    layout.outputs.push_back(take(l + 1 >= first && l + 1 < layers, features));
-    layout.sums.push_back(take(l >= first && saves_input(static_cast<Activation>(activations[l])), features));
+    const auto activation = static_cast<Activation>(activations[l]);
+    // The last layer's output is kept as such, not here.
+    const bool feeds = l + 1 < layers && !needs.empty() && needs[1 + l + 1];
+    layout.outputs.push_back(
+        take(l + 1 < layers && (feeds || (l >= first && saves_output(activation))), features));
+    layout.sums.push_back(take(l >= first && saves_sums(activation), features));
   }
   return layout;
 }
@@ -113,7 +151,8 @@ Forward<T> make_forward(const Arguments& a, Operands& operands) {
     layer.in_features = weight.size(1);
     layer.weight = weight.const_data_ptr<T>();
     layer.weight_stride = weight.stride(0);
-    if (l < a.biases.size() && a.biases[l]) layer.bias = keep(*a.biases[l], a.biases[l]->is_contiguous()).template const_data_ptr<T>();
+    if (l < a.biases.size() && a.biases[l])
+      layer.bias = keep(*a.biases[l], a.biases[l]->is_contiguous()).template const_data_ptr<T>();
     layer.activation = static_cast<Activation>(a.activations[l]);
     layer.slope = static_cast<T>(a.slopes[l]);
   }

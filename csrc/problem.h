@@ -1,4 +1,5 @@
-// Tensors → plain structs. Every check of shapes, dtypes and devices stands in problem.cpp and nowhere else.
+// Tensors → plain structs. Every check of shapes, dtypes and devices stands in problem.cpp and
+// nowhere else.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,29 +20,41 @@ struct Arguments {
   at::ArrayRef<double> slopes;
 };
 
-// Throws c10::Error (RuntimeError in Python) with given and expected shapes unless the arguments form a network. Works on
-// meta and fake tensors: it reads shapes as far as they are known, never data.
+// Throws c10::Error (RuntimeError in Python) with given and expected shapes unless the arguments
+// form a network. Works on meta and fake tensors: it reads shapes as far as they are known, never
+// data.
 void check(const Arguments& arguments);
 
-// The same for the further arguments of backward.
-void check_backward(const Arguments& arguments, const at::Tensor& grad_output, const at::Tensor& output, const at::Tensor& saved,
-                    int64_t first, size_t needs);
+// Which gradients are wanted: of input, weights…, biases…; empty: none.
+using Needs = std::vector<bool>;
 
-// Where in the one tensor of saved activations each layer's part begins; -1: not kept. Layers below `first` need no
-// gradient, so of them only the output that feeds layer `first` is kept.
+// The lowest layer that a gradient passes through; the number of layers: none does.
+int64_t first_layer(size_t layers, const Needs& needs);
+
+// Where in the one tensor of saved activations each layer's part begins; -1: not kept, for nothing
+// will read it.
 struct SavedLayout {
   std::vector<int64_t> outputs, sums;
   int64_t elements = 0;
 };
-SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations, int64_t first);
+SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations,
+                         const Needs& needs);
 
-// Owns contiguous copies of operands whose strides the kernels do not read, for as long as a problem points at them.
+// Further checks, of the arguments of forward and of backward.
+void check_needs(size_t layers, const Needs& needs);
+void check_backward(const Arguments& arguments, const at::Tensor& grad_output,
+                    const at::Tensor& output, const at::Tensor& saved, const Needs& kept,
+                    const Needs& needs);
+
+// Owns contiguous copies of operands whose strides the kernels do not read, for as long as a
+// problem points at them.
 struct Operands {
   at::Tensor input;  // [batch, in_features], contiguous along features
   std::vector<at::Tensor> keep_alive;
 };
 
-// [batch, features] of a tensor [..., features], contiguous along features, copied only if its strides ask for it.
+// [batch, features] of a tensor [..., features], contiguous along features, copied only if its
+// strides ask for it.
 at::Tensor as_rows(const at::Tensor& tensor);
 
 template <typename T>

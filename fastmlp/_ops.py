@@ -23,13 +23,19 @@ def get_isa() -> str:
 
 
 def _saved_elements(
-    input: Tensor, weights: Sequence[Tensor], activations: Sequence[int], first: int
+    input: Tensor, weights: Sequence[Tensor], activations: Sequence[int], needs: Sequence[bool]
 ) -> int | torch.SymInt:
+    # saved_layout of csrc/problem.cpp, for sizes that may be symbols
+    layers = len(weights)
     features: int | torch.SymInt = 0
+    passes = bool(needs) and needs[0]
     for layer, weight in enumerate(weights):
-        if first <= layer + 1 < len(weights):
+        passes = passes or (bool(needs) and (needs[1 + layer] or needs[1 + layers + layer]))
+        if layer + 1 < layers and (
+            (bool(needs) and needs[2 + layer]) or (passes and _C.saves_output(activations[layer]))
+        ):
             features += weight.size(0)
-        if first <= layer and _C.saves_input(activations[layer]):
+        if passes and _C.saves_sums(activations[layer]):
             features += weight.size(0)
     batch: int | torch.SymInt = 1
     for size in input.shape[:-1]:
@@ -67,9 +73,9 @@ def _mlp_forward_fake(
     biases: Sequence[Tensor | None],
     activations: Sequence[int],
     slopes: Sequence[float],
-    first: int,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    saved = input.new_empty((_saved_elements(input, weights, activations, first),))
+    saved = input.new_empty((_saved_elements(input, weights, activations, needs),))
     return _output(input, weights), saved
 
 
@@ -82,7 +88,7 @@ def _mlp_backward_fake(
     saved: Tensor,
     activations: Sequence[int],
     slopes: Sequence[float],
-    first: int,
+    kept: Sequence[bool],
     needs: Sequence[bool],
 ) -> list[Tensor]:
     shapes = [input.shape, *(w.shape for w in weights), *(w.shape[:1] for w in weights)]

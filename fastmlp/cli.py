@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a fault (told in one line), 2 wrong arguments, 128 + n en
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
@@ -35,6 +36,9 @@ is never replaced, unless by --overwrite."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; None stands for the process's arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without × and … gets ? instead
+            stream.reconfigure(errors="replace")
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     command: Callable[..., int] = given.pop("command")
@@ -62,8 +66,10 @@ def _complain(message: str, status: int) -> int:
 
 
 def _train(given: dict[str, object]) -> int:
-    from .train import train
-
+    try:
+        from .train import train
+    except RuntimeError as error:  # FASTMLP_ISA names what this machine has not
+        raise Fault(str(error)) from error
     return train(given)
 
 
@@ -116,6 +122,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
     )
     source.add_argument(
         "--data-dir",
+        type=_path,
         metavar="DIR",
         help="MNIST, or a set in its format: IDX files, gzipped or not, or PNG files "
         "training/<label>/*.png and testing/<label>/*.png",
@@ -153,7 +160,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
 
     group = train.add_argument_group("machine")
     group.add_argument(
-        "--threads", type=_positive, metavar="N", help="of torch (default: torch's own choice)"
+        "--threads", type=_threads, metavar="N", help="of torch (default: torch's own choice)"
     )
     group.add_argument(
         "--device", metavar="NAME", help=f"cpu, cuda, cuda:1, … {_default('device')}"
@@ -161,9 +168,14 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
 
     group = train.add_argument_group("files")
     group.add_argument(
-        "--plot", metavar="FILE", help="draw the curves (PNG, PDF, SVG, …); replaces the file"
+        "--plot",
+        type=_path,
+        metavar="FILE",
+        help="draw the curves (PNG, PDF, SVG, …); replaces the file",
     )
-    group.add_argument("--checkpoint", metavar="FILE", help="keep the training's state here")
+    group.add_argument(
+        "--checkpoint", type=_path, metavar="FILE", help="keep the training's state here"
+    )
     group.add_argument(
         "--checkpoint-every",
         type=_positive,
@@ -185,16 +197,20 @@ def _default(option: str) -> str:
     return f"(default: {getattr(_DEFAULT, option)})"
 
 
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,20}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {least} to {most}"
+            )
+        return int(text)
+
+    return whole
 
 
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
-    return int(text)
+_positive = _whole(1, 2**31 - 1)
+_threads = _whole(1, 1024)  # torch starts as many as it is told, and then stands still
+_seed = _whole(0, 2**63 - 1)
 
 
 def _rate(text: str) -> float:
@@ -210,10 +226,13 @@ def _rate(text: str) -> float:
 def _sizes(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[0-9]+([,-][0-9]+)+", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes such as 784,300,10")
-    sizes = tuple(int(size) for size in re.split("[,-]", text))
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} has a size below 1")
-    return sizes
+    return tuple(_positive(size) for size in re.split("[,-]", text))
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 if __name__ == "__main__":

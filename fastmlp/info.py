@@ -51,7 +51,9 @@ def _compiler() -> str:
 
     build = _C.build_info()
     openmp = "with" if build["openmp"] else "without"
-    return f"{build['compiler']}, {build['cxx_standard']}, torch {build['torch']}, {openmp} OpenMP"
+    return (
+        f"{build['compiler']}, C++{build['cxx_standard']}, torch {build['torch']}, {openmp} OpenMP"
+    )
 
 
 def _instruction_sets() -> str:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 
 from fastmlp import functional
+from fastmlp._ops import _C
 
 __all__ = ["FusedLinear", "FusedMLP"]
 
@@ -32,6 +34,7 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 _NAMES: dict[type[nn.Module], str] = {
     type(make()): name for name, make in _MODULES.items() if name != "gelu_tanh"
 }
+_WITH_PARAMETERS = (nn.LeakyReLU, nn.ELU, nn.GELU)
 _GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
@@ -40,21 +43,26 @@ _GLOBAL_HOOKS = (
 )
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_C.know_modules(
+    nn.Linear,
+    {kind: functional._CODES[_NAMES[kind]] for kind in _NAMES if kind not in _WITH_PARAMETERS},
+    list(_GLOBAL_HOOKS),
+    list(_HOOKS),
+)
+
+
 def _activation_of(module: nn.Module) -> tuple[int, float] | None:
     """The operators' number and slope of an activation module, None for any other module."""
     name = _NAMES.get(type(module))
     slope = 0.0
-    if name is None:
-        return None
-    if name == "leaky_relu":
+    if isinstance(module, nn.LeakyReLU):
         slope = float(module.negative_slope)
-        if not slope >= 0:  # the sign of the output would not tell the sign of the input
-            return None
-    elif name == "elu":
+    elif isinstance(module, nn.ELU):
         slope = float(module.alpha)
-    elif name == "gelu" and module.approximate != "none":
-        name = "gelu_tanh" if module.approximate == "tanh" else "unknown"
-    code = functional._CODES.get(name)
+    elif isinstance(module, nn.GELU) and module.approximate != "none":
+        name = f"gelu_{module.approximate}"
+    code = functional._CODES.get(name or "")
     return None if code is None else (code, slope)
 
 
@@ -121,6 +129,10 @@ class FusedMLP(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., sizes[0])` to `(..., sizes[-1])`."""
+        if not torch.compiler.is_compiling() and forward_ad._current_level < 0:
+            output = _C.run_modules(self._modules, input)
+            if output is not None:
+                return output
         network = self._network()
         if isinstance(network, str):
             if not torch.compiler.is_compiling():
@@ -149,15 +161,9 @@ class FusedMLP(nn.Sequential):
             if hooks:
                 return "a global module hook is registered"
         for name, module in self._modules.items():
-            if (
-                module._forward_hooks
-                or module._forward_pre_hooks
-                or module._backward_hooks
-                or module._backward_pre_hooks
-            ):
+            if any(getattr(module, hooks) for hooks in _HOOKS):
                 return f"module {name} has a hook"
-            kind = type(module)
-            if kind is nn.Linear:
+            if type(module) is nn.Linear:
                 parameters = module._parameters
                 if "weight" not in parameters or "bias" not in parameters:
                     return f"the parameters of module {name} are computed"
@@ -166,21 +172,15 @@ class FusedMLP(nn.Sequential):
                 codes.append(0)
                 slopes.append(0.0)
                 activated = False
-            elif kind is nn.ReLU:
-                if activated:
-                    return f"module {name} does not follow a linear layer"
-                codes[-1] = 1
-                activated = True
             else:
                 found = _activation_of(module)
                 if found is None:
-                    return f"module {name}, a {kind.__name__}, is not fused"
-                if found[0] == 0:
-                    continue
-                if activated:
-                    return f"module {name} does not follow a linear layer"
-                codes[-1], slopes[-1] = found
-                activated = True
+                    return f"module {name}, {module}, is not fused"
+                if found[0] != 0:
+                    if activated:
+                        return f"module {name} does not follow a linear layer"
+                    codes[-1], slopes[-1] = found
+                    activated = True
             if "forward" in module.__dict__:
                 return f"module {name} has a forward of its own"
         if not weights:

@@ -17,7 +17,9 @@ import random
 import signal
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from statistics import median
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -47,8 +49,6 @@ from .data import (
 HIDDEN, CLASSES = 300, 10  # of the lecture's network
 BATCHES_A_LINE = 100
 TEST_BATCH = 1000
-_WARM_UP = 20  # batches whose times do not count: first calls, cold caches
-
 FUSED, PLAIN = "fused", "plain"
 
 
@@ -89,7 +89,7 @@ def train(given: Mapping[str, Any]) -> int:
     try:
         training.run()
     finally:
-        if options.plot and training.trainees[0].curve:
+        if options.plot and (training.trainees[0].curve or training.trainees[0].test_errors):
             _draw(options.plot, training)
     if options.compare:
         print(training.comparison(), flush=True)
@@ -109,15 +109,27 @@ class Training:
         self.options = options
         self.device = device
         self.data = (train_data, test_data)
-        self.sampler = EpochSampler(len(train_data), options.seed)
-        self.loader = _loader(train_data, options.batch_size, self.sampler)
-        self.test_loader = _loader(test_data, TEST_BATCH)
+        self.sampler = EpochSampler(len(train_data), options.batch_size, options.seed)
+        # Generators of their own, or each epoch would draw from the global one.
+        self.loader: DataLoader[Any] = DataLoader(
+            train_data,
+            batch_sampler=self.sampler,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
+        self.test_loader: DataLoader[Any] = DataLoader(
+            test_data, TEST_BATCH, collate_fn=collate, generator=torch.Generator()
+        )
         self.batches = len(self.loader)  # in an epoch
 
         assert options.sizes is not None
         torch.manual_seed(options.seed)
-        model = FusedMLP(options.sizes)
-        self.trainees = [Trainee(FUSED, model.to(device), options.lr)]
+        try:
+            model = FusedMLP(options.sizes).to(device)
+        except RuntimeError as error:  # no memory for them
+            text = ",".join(map(str, options.sizes))
+            raise Fault(f"--sizes {text}: {str(error).splitlines()[0]}") from error
+        self.trainees = [Trainee(FUSED, model, options.lr)]
         if options.compare:
             twin = copy.deepcopy(model.as_sequential())
             self.trainees.append(Trainee(PLAIN, twin, options.lr))
@@ -126,7 +138,6 @@ class Training:
         self.batch = 0  # batches done of the next one
         self.seconds = 0.0  # spent on them
         self.loss_difference = 0.0  # greatest so far between the two networks, of one batch
-        self.timed = 0  # batches that the trainees' times are of
 
     def run(self) -> None:
         """Trains for the epochs that are left."""
@@ -139,7 +150,7 @@ class Training:
                 self._run_epoch(progress, signals)
 
     def _run_epoch(self, progress: _Progress, signals: _Signals) -> None:
-        self.sampler.seek(self.epoch, first=self.batch * self.options.batch_size)
+        self.sampler.seek(self.epoch, first=self.batch)
         clock = perf_counter()
         for images, labels in self.loader:
             images = images.to(self.device).flatten(1)
@@ -167,7 +178,6 @@ class Training:
 
     def _train_batch(self, images: Tensor, labels: Tensor, fetching: float) -> None:
         """One step of each network; fetching: seconds that the batch took to come."""
-        timed = self.timed >= _WARM_UP
         # Who comes second finds the batch in the cache: they take turns.
         turns = self.trainees if self.batch % 2 == 0 else self.trainees[::-1]
         for trainee in turns:
@@ -177,16 +187,14 @@ class Training:
                 torch.cuda.synchronize(self.device)  # before the clock is read
             stepped = perf_counter()
             trainee.count(logits, loss, labels)
-            if timed:
-                trainee.step_seconds += stepped - start
-                trainee.whole_seconds += perf_counter() - start + fetching
+            trainee.step_seconds.append(stepped - start)
+            trainee.whole_seconds.append(perf_counter() - start + fetching)
             if not math.isfinite(trainee.loss):
                 raise Fault(
                     f"the {trainee.name} network's training loss is {trainee.loss} in epoch "
                     f"{self.epoch + 1}, batch {self.batch + 1}: try a smaller --lr than "
                     f"{self.options.lr:g}"
                 )
-        self.timed += 1
         losses = [trainee.loss for trainee in self.trainees]
         self.loss_difference = max(self.loss_difference, max(losses) - min(losses))
 
@@ -262,15 +270,14 @@ class Training:
             f"  of a parameter      {parameters:.2e}, in the end",
             f"  of the test error   {errors:.2f} %",
         ]
-        timed = self.timed - _WARM_UP
-        if timed > 0:
-            lines.append("microseconds a batch: plain / fused = ratio")
-            for what, a, b in (
-                ("training step    ", plain.step_seconds, fused.step_seconds),
-                ("with data loading", plain.whole_seconds, fused.whole_seconds),
+        if fused.step_seconds:
+            lines.append("microseconds a batch, median: plain / fused = ratio")
+            for what, seconds in (
+                ("training step    ", [plain.step_seconds, fused.step_seconds]),
+                ("with data loading", [plain.whole_seconds, fused.whole_seconds]),
             ):
-                each = f"{a / timed * 1e6:.0f} / {b / timed * 1e6:.0f}"
-                lines.append(f"  {what}   {each} = {a / b:.2f}")
+                a, b = (median(each) * 1e6 for each in seconds)
+                lines.append(f"  {what}   {a:.0f} / {b:.0f} = {a / b:.2f}")
         return "\n".join(lines)
 
     # ---- state -------------------------------------------------------------------------------
@@ -323,7 +330,7 @@ class Training:
             for data in self.data:
                 for tensor in (data.images, data.labels):
                     digest.update(f"{list(tensor.shape)}".encode())
-                    digest.update(tensor.contiguous().numpy())
+                    digest.update(tensor.contiguous().numpy().tobytes())
             self._digest = digest.hexdigest()
         return self._digest
 
@@ -341,8 +348,8 @@ class Trainee:
         self.epoch = Tally()
         self.curve: list[tuple[float, float, float]] = []  # epochs, loss, error in %: the lines
         self.test_errors: list[float] = []  # in %, one an epoch
-        self.step_seconds = 0.0
-        self.whole_seconds = 0.0
+        self.step_seconds = array("d")  # of each batch since the program's start
+        self.whole_seconds = array("d")  # with fetching the batch and counting its errors
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """images: float32 [n, pixels]; labels: int64 [n]. Returns logits [n, classes], the loss."""
@@ -411,29 +418,30 @@ class Tally:
         return 100 * self.wrong / self.samples
 
 
-class EpochSampler(Sampler[int]):
-    """Every row once an epoch, in an order that depends on seed and epoch alone.
+class EpochSampler(Sampler[Any]):
+    """Batches of rows, int64 [n]: every row once an epoch, in an order that seed and epoch decide.
 
-    So a training goes on in the middle of an epoch without a generator's history.
+    Nothing else does: a training goes on in the middle of an epoch without a generator's history.
     """
 
-    def __init__(self, rows: int, seed: int) -> None:
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
         self.rows = rows
+        self.batch_size = batch_size
         self.seed = seed
         self.seek(0)
 
     def seek(self, epoch: int, first: int = 0) -> None:
-        """The next iteration is of this epoch, from its row number `first` on."""
+        """The next iteration is of this epoch, from batch `first` on."""
         self.epoch, self.first = epoch, first
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         # A text as seed is hashed: neighbouring seeds and epochs have nothing in common.
         seed = random.Random(f"{self.seed} {self.epoch}").getrandbits(32)
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))
-        return iter(order[self.first :].tolist())
+        return iter(order.split(self.batch_size)[self.first :])
 
     def __len__(self) -> int:
-        return self.rows - self.first
+        return -(-self.rows // self.batch_size) - self.first
 
 
 # ---- options ---------------------------------------------------------------------------------
@@ -548,15 +556,6 @@ def _sizes(options: Options, train_data: ImageDataset, test_data: ImageDataset) 
     return sizes
 
 
-def _loader(
-    data: ImageDataset, batch_size: int, sampler: Sampler[int] | None = None
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    # A generator of its own, or each epoch would draw from the global one.
-    return DataLoader(
-        data, batch_size, sampler=sampler, collate_fn=collate, generator=torch.Generator()
-    )
-
-
 # ---- terminal --------------------------------------------------------------------------------
 
 
@@ -602,7 +601,8 @@ class _Signals(contextlib.AbstractContextManager["_Signals"]):
         self.before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self.before[signum] = signal.signal(signum, self._note)
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as a shell's background has it
+                    self.before[signum] = signal.signal(signum, self._note)
         return self
 
     def _note(self, signum: int, _: FrameType | None) -> None:
@@ -637,7 +637,7 @@ def _draw(file: str, training: Training) -> None:
     error_axes, loss_axes = figure.subplots(1, 2)
     for trainee in training.trainees:
         style = {"linestyle": "--" if trainee.name == PLAIN else "-"}
-        epochs, losses, errors = zip(*trainee.curve, strict=True)
+        epochs, losses, errors = list(zip(*trainee.curve, strict=True)) or [()] * 3
         label = f" ({trainee.name})" if len(training.trainees) > 1 else ""
         error_axes.plot(epochs, errors, label=f"training{label}", linewidth=1, **style)
         ends = range(1, len(trainee.test_errors) + 1)

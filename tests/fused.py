@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from reference import Network, Problem, Results, assert_all_within
 from torch import Tensor
 
-from fastmlp import functional
+from fastmlp import _C, functional
+
+
+@contextmanager
+def forced(isa: str) -> Iterator[None]:
+    """Forces an instruction set, and proves that its kernels ran and no other's did."""
+    before = _C.get_isa()
+    _C.set_isa(isa)
+    _C.record_kernels(True)
+    try:
+        yield
+        ran = set(_C.recorded_kernels())
+    finally:
+        _C.record_kernels(False)
+        _C.set_isa(before)
+    assert ran, "no kernel ran: the plain path was taken"
+    assert all(name.endswith(f"_{isa}") for name in ran), sorted(ran)
 
 
 def mlp(problem: Problem) -> Network:

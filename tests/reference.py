@@ -1,31 +1,34 @@
 """A reference of the network in wider arithmetic, and how far rounding may take a kernel from it.
 
-Values are computed with numpy in a type with more bits than the one under test: float64 for float32,
-``np.longdouble`` for float64. The formulas are written out here, so nothing is shared with the kernels or
-with torch.
+Values are computed with numpy in a type with more bits than the one under test: float64 for
+float32, ``np.longdouble`` for float64. The formulas are written out here, so nothing is shared with
+the kernels or with torch.
 
-Bounds follow N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, SIAM 2002, section 3.
-With the unit roundoff u = eps/2, a sum of k products in any order, with or without FMA, is off by at most
-gamma_k Σ|a_i||b_i|, where gamma_k = k·u/(1 − k·u) (eq. 3.5 and the remark on order after it), and by at most
-k times the smallest subnormal where products underflow. So, when a layer's input a is known to within Δa:
+Bounds follow N. J. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, SIAM
+2002, section 3. With the unit roundoff u = eps/2, a sum of k products in any order, with or without
+FMA, is off by at most gamma_k Σ|a_i||b_i|, where gamma_k = k·u/(1 − k·u) (eq. 3.5 and the remark on
+order after it), and by at most k times the smallest subnormal where products underflow. So, when a
+layer's input a is known to within Δa:
 
     z  = W a + b      Δz  = |W| Δa + gamma_{k+1} (|W| (|a| + Δa) + |b|)
     a' = f(z)         Δa' = sup|f'| Δz + c u s(z)
-    f'(z)             Δf' = sup|f''| Δz + 3 c u s'(z)       a jump of f' at 0 is added where |z| <= Δz
+    f'(z)             Δf' = sup|f''| Δz + 3 c u s'(z), and a jump of f' at 0 where |z| <= Δz
     dz = g f'(z)      Δdz = Δg (|f'| + Δf') + |g| Δf' + 2u (|g| + Δg) (|f'| + Δf')
     dW = dzᵀ a        ΔdW = Δdzᵀ (|a| + Δa) + |dz|ᵀ Δa + gamma_batch (|dz| + Δdz)ᵀ (|a| + Δa)
     db = Σ dz         Δdb = Σ Δdz + gamma_batch Σ (|dz| + Δdz)
     dx = dz W         Δdx = Δdz |W| + gamma_out (|dz| + Δdz) |W|
 
-c = 8 roundings is what evaluating an activation may cost (range reduction, polynomial, scaling, division, the
-products around it), each relative to the magnitude s of the greatest term in its formula; a derivative may be
-computed from the rounded f(z), as in 1 − tanh², where twice f's error joins its own.
+c = 8 roundings is what evaluating an activation may cost (range reduction, polynomial, scaling,
+division, the products around it), each relative to the magnitude s of the greatest term in its
+formula; a derivative may be computed from the rounded f(z), as in 1 − tanh², where twice f's error
+joins its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -39,12 +42,15 @@ Network = Callable[[Tensor, list[Tensor], list["Tensor | None"]], Tensor]
 T = TypeVar("T")
 
 ROUNDINGS = 8  # c above
-WIDER = {torch.float32: np.float64, torch.float64: np.longdouble}
+WIDER: dict[torch.dtype, type[np.floating[Any]]] = {
+    torch.float32: np.float64,
+    torch.float64: np.longdouble,
+}
 SQRT_2 = np.sqrt(np.longdouble(2))
 PI = np.arctan(np.longdouble(1)) * 4
 
 
-# Activations -----------------------------------------------------------------------------------------
+# Activations
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def one(z: Array) -> Array:
 
 def sigmoid(z: Array) -> Array:
     e = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+    return np.asarray(np.where(z >= 0, 1 / (1 + e), e / (1 + e)))
 
 
 def erf(z: Array) -> Array:
@@ -161,13 +167,13 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: z * cdf(z), lambda z: cdf(z) + z * pdf(z), 1.13, 0.8, 0, lambda z: z, one,
         nn.GELU, F.gelu,
     ),
-    # 1 − tanh² meets z times the derivative of tanh's argument; past |z| = 8 it is 0 in float64 too.
+    # 1 − tanh² meets z times the derivative of tanh's argument; past |z| = 8 it is 0 in float64.
     "gelu_tanh": Activation(
         gelu_tanh, gelu_tanh_d, 1.13, 0.81, 0, lambda z: z,
         lambda z: 1 + np.minimum(abs(z), 8) * gelu_inner_d(np.minimum(abs(z), 8)) / 2,
         lambda: nn.GELU(approximate="tanh"), lambda z: F.gelu(z, approximate="tanh"),
     ),
-    # 1 − sigmoid meets z; past 40 it is 0 in float64 too.
+    # 1 − sigmoid meets z; past 40 it is 0 in float64.
     "silu": Activation(
         lambda z: z * sigmoid(z), silu_d, 1.1, 0.51, 0, lambda z: z * sigmoid(z),
         lambda z: 1 + np.clip(z, 0, 40), nn.SiLU, F.silu,
@@ -175,7 +181,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 
-# The network -----------------------------------------------------------------------------------------
+# The network
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,9 @@ class Results(Generic[T]):
 
 
 def lookup(activation: str | Activation | None) -> Activation:
-    return activation if isinstance(activation, Activation) else ACTIVATIONS[activation or "identity"]
+    return (
+        activation if isinstance(activation, Activation) else ACTIVATIONS[activation or "identity"]
+    )
 
 
 def per_layer(
@@ -233,7 +241,7 @@ def exact(
     """
     wider = WIDER[x.dtype]
     # Half the spacing at 1, and as much of the reference's own arithmetic.
-    u = float(torch.finfo(x.dtype).eps / 2 + np.finfo(wider).eps / 2)
+    u = torch.finfo(x.dtype).eps / 2 + float(np.finfo(wider(0)).eps) / 2
     subnormal = float(torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps)
 
     def wide(t: Tensor) -> Array:
@@ -297,7 +305,7 @@ def exact(
     return Results(y, dx, weight_grads[::-1], bias_grads[::-1])
 
 
-# Runs to compare --------------------------------------------------------------------------------------
+# Runs to compare
 
 
 def eager(activations: Sequence[Activation]) -> Network:
@@ -355,7 +363,7 @@ class Problem:
     ) -> Problem:
         """Normal numbers, weights scaled so that no layer grows them."""
         shape = (batch,) if isinstance(batch, int) else tuple(batch)
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         weights = [torch.randn(n, m, dtype=dtype) / max(m, 1) ** 0.5 for m, n in pairs]
         return cls(
             torch.randn(*shape, sizes[0], dtype=dtype),
@@ -365,6 +373,10 @@ class Problem:
             hidden,
             output,
         )
+
+    def tensors(self) -> list[Tensor]:
+        """Input, weights, biases."""
+        return [self.x, *self.weights, *(b for b in self.biases if b is not None)]
 
     @property
     def activations(self) -> list[Activation]:
@@ -400,7 +412,8 @@ def assert_within(actual: Tensor, expected: Bounded, what: str = "result") -> No
         excess = np.where(np.isnan(off), np.inf, off / np.maximum(expected.bound, 1e-300))
         worst = np.unravel_index(np.argmax(np.where(bad, excess, -1)), off.shape)
         raise AssertionError(
-            f"{what}{list(map(int, worst))} of shape {tuple(actual.shape)} is {actual[worst].item()!r}, "
+            f"{what}{list(map(int, worst))} of shape {tuple(actual.shape)} is "
+            f"{actual[worst].item()!r}, "
             f"expected {float(expected.value[worst])!r} ± {expected.bound[worst]:.3g}; "
             f"{int(bad.sum())} of {bad.size} numbers are outside of their bounds"
         )

@@ -10,21 +10,19 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from fused import check, mlp
 from reference import ACTIVATIONS, Network, Problem, eager
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastmlp import FusedMLP, functional
-
-SMOOTH = [name for name, act in ACTIVATIONS.items() if not act.jump]
+from fastmlp import FusedMLP
 
 
 def leaves(problem: Problem, needed: tuple[bool, ...] | None = None) -> list[Tensor]:
     """Input, weights, biases as leaves; `needed` says which want a gradient."""
-    tensors = [problem.x, *problem.weights, *(b for b in problem.biases if b is not None)]
-    needed = needed or (True,) * len(tensors)
-    return [t.clone().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+    needed = needed or (True,) * len(problem.tensors())
+    return [t.clone().requires_grad_(n) for t, n in zip(problem.tensors(), needed, strict=True)]
 
 
 def apply(network: Network, given: list[Tensor], layers: int) -> Tensor:
@@ -43,7 +41,7 @@ def both(problem: Problem) -> Iterator[tuple[str, Network]]:
     yield "eager", eager(problem.activations)
 
 
-# Derivatives ---------------------------------------------------------------------------------------------
+# Derivatives
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -124,7 +122,7 @@ def test_third_derivative() -> None:
     torch.testing.assert_close(values[0], values[1])
 
 
-# Graphs -----------------------------------------------------------------------------------------------------
+# Graphs
 
 
 def test_two_backwards_add_up(isa: str) -> None:
@@ -341,7 +339,14 @@ def test_backward_by_inputs() -> None:
     assert all(t.grad is None for t in [given[0], *given[2:]])
 
 
-# Tensors modified in place ----------------------------------------------------------------------------------------
+# Tensors modified in place
+
+
+def is_modified(error: RuntimeError) -> bool:
+    """Whether it is torch's error about a saved tensor; any other error goes on."""
+    if "one of the variables needed for gradient computation has been modified" in str(error):
+        return True
+    raise error
 
 
 def outcome(
@@ -350,21 +355,18 @@ def outcome(
     """What becomes of backward when one tensor (-1: the output) is modified after forward."""
     given = leaves(problem, needed)
     y = apply(network, given, len(problem.weights))
-    modified = y if which < 0 else given[which]
     try:
         with torch.no_grad():
-            modified.add_(1)
+            (y if which < 0 else given[which]).add_(1)
         y.backward(problem.grad_output)
     except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)
-        assert "is at version" in str(error)
-        return "error", []
+        return "error" if is_modified(error) else "", []
     return "fine", [t.grad for t in given]
 
 
 @pytest.mark.parametrize("output", [None, *ACTIVATIONS])
 def test_modified_in_place(output: str | None) -> None:
-    """torch's own error where torch gives it, and none, with the right numbers, where it gives none."""
+    """torch's own error where torch gives it; none, but the right numbers, where it gives none."""
     problem = Problem.random(4, [3, 5, 2], hidden="tanh", output=output)
     # Of everything, nothing but the input, the parameters, one of them, all but one of them.
     combinations = {(True,) * 5, (True, *(False,) * 4), (False, *(True,) * 4)}
@@ -396,16 +398,15 @@ def test_modified_before_a_second_derivative(hidden: str) -> None:
                     grads = torch.autograd.grad(y, wanted, problem.grad_output, create_graph=True)
                     outcomes.append(grads)
                 except RuntimeError as error:
-                    assert "modified by an inplace operation" in str(error)
-                    outcomes.append(None)
+                    outcomes.append(None if is_modified(error) else ())
             if outcomes[1] is None:
                 assert outcomes[0] is None, (which, needed)
-            elif outcomes[0] is not None:  # eager computes no activation anew; an error is right, too
+            elif outcomes[0] is not None:  # an error, where eager needs none, is right, too
                 torch.testing.assert_close(outcomes[0], outcomes[1])
 
 
 def test_step_between_forward_and_backward() -> None:
-    """SGD changes a first layer's weight, which its backward does not need: no error, as in eager."""
+    """SGD changes a first layer's weight, which backward does not need: no error, as in eager."""
     for sizes in ([6, 5], [6, 8, 5]):
         outcomes = []
         for fused in (True, False):
@@ -419,8 +420,7 @@ def test_step_between_forward_and_backward() -> None:
                 y2.backward()
                 outcomes.append("")
             except RuntimeError as error:
-                assert "modified by an inplace operation" in str(error)
-                outcomes.append("modified")
+                outcomes.append("modified" if is_modified(error) else "")
         assert outcomes[0] == outcomes[1] == ("" if len(sizes) == 2 else "modified")
 
 
@@ -439,19 +439,16 @@ def test_output_may_be_modified() -> None:
 
 
 def test_in_place_activation_of_the_output() -> None:
+    model = FusedMLP([6, 8, 5])
+    x = torch.linspace(-1, 1, 54).view(9, 6)
     results = []
-    for network in (FusedMLP([6, 8, 5]), None):
-        model = network or plain.as_sequential()
-        plain = model
-        x = torch.linspace(-1, 1, 54).view(9, 6)
-        y = torch.relu_(model(x))
-        y.sum().backward()
-        results.append([p.grad.clone() for p in model.parameters()])
-        model.zero_grad()
+    for network in (model, model.as_sequential()):
+        y = torch.relu_(network(x))
+        results.append(torch.autograd.grad(y.sum(), list(model.parameters())))
     torch.testing.assert_close(results[0], results[1])
 
 
-# What is kept for backward ------------------------------------------------------------------------------------------
+# What is kept for backward
 
 
 @contextmanager
@@ -493,12 +490,10 @@ def test_kept_memory_is_at_most_eagers(hidden: str, output: str | None) -> None:
         fused = kept_bytes(mlp(problem), problem, needed)
         plain = kept_bytes(eager(problem.activations), problem, needed)
         assert fused <= plain, needed
-        if plain and any(needed[1:4]):  # a weight's gradient takes the layer's input, which must be somewhere
-            assert fused > 0 or needed[1:4] == (True, False, False), needed
 
 
 def test_saved_tensors_go_through_hooks() -> None:
-    """As with torch.autograd.graph.save_on_cpu: backward reads what unpack gives, and nothing else."""
+    """As with torch.autograd.graph.save_on_cpu: backward reads what unpack gives, nothing else."""
     problem = Problem.random(9, [5, 8, 3], hidden="gelu", output="tanh")
     expected = problem.run(mlp(problem)).named()
     store: dict[int, Tensor] = {}
@@ -526,25 +521,38 @@ def test_save_on_cpu_and_disable_hooks() -> None:
     assert all(torch.equal(actual[k], expected[k]) for k in expected)
 
 
-def test_graph_is_freed() -> None:
-    """No cycle keeps the graph alive: memory goes with the last reference, without the collector."""
+@pytest.mark.parametrize("output", [None, "tanh", "gelu"])
+@pytest.mark.parametrize(
+    "needed",
+    [(True,) * 5, (True, False, True, True, True), (True, *(False,) * 4)],
+    ids=["all", "first weight frozen", "input only"],
+)
+def test_input_lives_no_longer_than_in_eager(output: str | None, needed: tuple[bool, ...]) -> None:
+    """Neither a cycle nor a needless reference keeps the caller's activations alive."""
+    problem = Problem.random(9, [5, 8, 3], output=output)
+
+    def life(network: Network) -> list[bool]:
+        given = leaves(problem, needed)
+        given[0] = given[0] * 1  # an activation, which the graph alone can keep alive
+        memory = weakref.ref(given[0].untyped_storage())
+        tensor = weakref.ref(given[0])
+        y = apply(network, given, 2)
+        result = weakref.ref(y)
+        given.clear()
+        alive = [tensor() is not None or memory() is not None]
+        y.backward(problem.grad_output)
+        alive.append(tensor() is not None)
+        del y
+        return [*alive, tensor() is not None, result() is not None]
+
     gc.disable()
     try:
-        problem = Problem.random(9, [5, 8, 3], output="tanh")
-        for backward in (False, True):
-            given = leaves(problem)
-            with counted() as saved:
-                y = function(problem)(*given)
-            dying = [weakref.ref(t.untyped_storage()) for t in saved]
-            node = weakref.ref(y)
-            saved.clear()
-            if backward:
-                y.backward(problem.grad_output)
-            del y, given
-            assert node() is None
-            del dying
+        fused, plain = life(mlp(problem)), life(eager(problem.activations))
     finally:
         gc.enable()
+    if needed[1]:  # where the first weight is frozen, the input stays for second derivatives
+        assert not any(f and not p for f, p in zip(fused, plain, strict=True)), (fused, plain)
+    assert not any(fused[2:])
 
 
 def test_checkpoint() -> None:
@@ -560,7 +568,7 @@ def test_checkpoint() -> None:
 
 
 def test_default_gradient_layout(isa: str) -> None:
-    """Gradients are laid out as eager's, so that optimizers that look at strides see nothing new."""
+    """Gradients are laid out as eager's: optimizers that look at strides see nothing new."""
     problem = Problem.random(9, [5, 8, 3])
     fused, plain = check(problem).named(), problem.eager().named()
     for name, tensor in plain.items():

@@ -12,21 +12,20 @@ from hypothesis import strategies as st
 from layouts import LAYOUTS, Layout
 from reference import ACTIVATIONS, Problem, assert_within
 from test_forward import EDGES, LARGE, SIZES, pairwise
-from torch import Tensor
 
 from fastmlp import functional
 
 
 @pytest.mark.parametrize("batch", EDGES[1:])
 def test_one_layer(isa: str, dtype: torch.dtype, batch: int) -> None:
-    for batch, m, n in pairwise(batch):
-        check(Problem.random(batch, [m, n], dtype, output="tanh"), f"{batch}×{m}→{n}")
+    for rows, m, n in pairwise(batch):
+        check(Problem.random(rows, [m, n], dtype, output="tanh"), f"{rows}×{m}→{n}")
 
 
 @pytest.mark.parametrize("batch", EDGES[1:])
 def test_two_layers(isa: str, batch: int) -> None:
-    for batch, m, n in pairwise(batch):
-        check(Problem.random(batch, [m, n, m]), f"{batch}×{m}→{n}→{m}")
+    for rows, m, n in pairwise(batch):
+        check(Problem.random(rows, [m, n, m]), f"{rows}×{m}→{n}→{m}")
 
 
 @pytest.mark.parametrize("sizes", [[5, 3], [0, 3], [5, 0], [0, 0], [5, 0, 3], [5, 4, 0], [0, 4, 3]])
@@ -114,17 +113,17 @@ def test_forward_is_the_same_with_and_without_backward(isa: str, dtype: torch.dt
 
 @pytest.mark.parametrize("hidden", ["relu", "gelu"])
 def test_each_subset_of_gradients(isa: str, hidden: str) -> None:
-    """Whatever is asked for, and nothing else, comes; the numbers do not depend on what else does."""
+    """What is asked for comes, and nothing else; the numbers do not depend on what else does."""
     problem = Problem.random(33, [20, 18, 17], hidden=hidden)
     everything = problem.run(mlp(problem))
     expected = everything.named()
-    first, second = problem.weights
     names = ["dx", "dW0", "dW1", "db0", "db1"]
     for needed in itertools.product([False, True], repeat=5):
         if not any(needed):
             continue
-        values = [problem.x, first, second, *problem.biases]
-        leaves = [t.detach().requires_grad_(n) for t, n in zip(values, needed, strict=True) if t is not None]
+        leaves = [
+            t.detach().requires_grad_(n) for t, n in zip(problem.tensors(), needed, strict=True)
+        ]
         x, w0, w1, b0, b1 = leaves
         y = functional.mlp(x, [w0, w1], [b0, b1], hidden)
         y.backward(problem.grad_output)
@@ -136,8 +135,7 @@ def test_each_subset_of_gradients(isa: str, hidden: str) -> None:
 
 def test_inputs_stay_as_they_are(isa: str, dtype: torch.dtype) -> None:
     problem = Problem.random(33, [65, 40, 17], dtype)
-    given: list[Tensor] = [problem.x, *problem.weights, *(b for b in problem.biases if b is not None)]
-    given.append(problem.grad_output)
+    given = [*problem.tensors(), problem.grad_output]
     before = [t.clone() for t in given]
     results = check(problem).named().values()
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -72,9 +73,13 @@ def test_help_tells_every_option_and_its_default(
         assert default in told
 
 
-def test_python_m_fastmlp_is_the_command() -> None:
+def test_python_m_fastmlp_is_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastmlp", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fastmlp", "--version"],
+        cwd=tmp_path,  # whose modules do not hide installed ones
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == f"fastmlp {fastmlp.__version__}\n"
 
@@ -85,10 +90,14 @@ def test_python_m_fastmlp_is_the_command() -> None:
         ([], "required"),
         (["trane"], "invalid choice"),
         (["train", "--epoch", "3"], "unrecognized arguments"),
-        (["train", "--epochs", "0"], "--epochs: '0' is not a whole number from 1 on"),
+        (["train", "--epochs", "0"], "--epochs: '0' is not a whole number from 1 to 2147483647"),
         (["train", "--epochs", "1.5"], "--epochs"),
         (["train", "--batch-size", "-3"], "--batch-size"),
         (["train", "--threads", "none"], "--threads"),
+        (["train", "--threads", "1025"], "from 1 to 1024"),
+        (["train", "--plot", ""], "--plot: the name is empty"),
+        (["train", "--checkpoint="], "--checkpoint: the name is empty"),
+        (["train", "--data-dir", ""], "--data-dir: the name is empty"),
         (["train", "--checkpoint-every", "0"], "--checkpoint-every"),
         (["train", "--seed", "-1"], "--seed"),
         (["train", "--seed", str(2**63)], "--seed"),
@@ -98,7 +107,8 @@ def test_python_m_fastmlp_is_the_command() -> None:
         (["train", "--lr", "fast"], "--lr"),
         (["train", "--sizes", "784"], "is not a list of sizes such as 784,300,10"),
         (["train", "--sizes", "784,a,10"], "is not a list of sizes"),
-        (["train", "--sizes", "784,0,10"], "has a size below 1"),
+        (["train", "--sizes", "784,0,10"], "--sizes: '0' is not a whole number from 1"),
+        (["train", "--sizes", "784,9999999999,10"], "is not a whole number from 1 to"),
         (["train", "--sizes", "784,,10"], "is not a list of sizes"),
         (["train", "--data", "letters"], "--data"),
         (["train", "--data", "digits", "--data-dir", "x"], "not allowed with"),
@@ -144,6 +154,20 @@ def test_download_without_a_network_is_one_line(
 )
 def test_sizes_that_do_not_fit_the_data(fails: Any, data: Path, sizes: str, says: str) -> None:
     assert says in fails("train", "--data-dir", data, "--sizes", sizes)
+
+
+def test_a_network_larger_than_the_memory(fails: Any, data: Path) -> None:
+    sizes = "24,2000000000,2000000000,10"  # 16 million TB
+    assert f"--sizes {sizes}: " in fails("train", "--data-dir", data, "--sizes", sizes)
+
+
+def test_a_terminal_that_knows_ascii_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    sys.stdout.flush()
+    assert b"--sizes N,N,?" in written.getvalue()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x", ""])
@@ -215,7 +239,8 @@ def test_a_full_disk_is_one_line(
 def test_a_reader_who_leaves_early_is_no_fault(data: Path) -> None:
     command = [sys.executable, "-m", "fastmlp", "train", "--data-dir", str(data)]
     with subprocess.Popen(
-        [*command, "--epochs", "3000", "--sizes", "24,10"],
+        [*command, "--epochs", "3000", "--sizes", "24,10", "--threads", "1"],
+        cwd=data,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

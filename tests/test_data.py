@@ -141,8 +141,9 @@ def test_an_index_out_of_range_raises_index_error(idx_folder: Path, index: int) 
     dataset = MNISTDataset(idx_folder)
     with pytest.raises(IndexError):
         dataset[index]
-    with pytest.raises(IndexError):
-        dataset.__getitems__([0, index])
+    for indices in ([0, index], torch.tensor([0, index])):
+        with pytest.raises(IndexError):
+            dataset.__getitems__(indices)
 
 
 def test_iteration_ends(idx_folder: Path) -> None:
@@ -212,6 +213,8 @@ def test_getitems_is_a_sequence_of_items(idx_folder: Path) -> None:
         assert torch.equal(got[0], wanted[0])
         assert got[1] == wanted[1]
         assert type(got[1]) is int
+    rows = torch.tensor([3, 39, 3, 20, 5])
+    assert torch.equal(dataset.__getitems__(rows).images, batch.images)
     assert torch.equal(batch[-1][0], items[-1][0])
     assert batch[-1][1] == items[-1][1]
 

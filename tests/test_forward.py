@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS, Layout
 from reference import ACTIVATIONS, Problem
-from torch import Tensor
 
 from fastmlp import functional
 
@@ -39,8 +38,8 @@ def test_pairwise_is_pairwise() -> None:
 
 @pytest.mark.parametrize("batch", EDGES[1:])
 def test_one_layer(isa: str, dtype: torch.dtype, batch: int) -> None:
-    for batch, m, n in pairwise(batch):
-        check_forward(Problem.random(batch, [m, n], dtype, output="relu"), f"{batch}×{m}→{n}")
+    for rows, m, n in pairwise(batch):
+        check_forward(Problem.random(rows, [m, n], dtype, output="relu"), f"{rows}×{m}→{n}")
 
 
 @pytest.mark.parametrize("sizes", [[5, 3], [0, 3], [5, 0], [0, 0], [5, 0, 3], [5, 4, 0], [0, 4, 3]])
@@ -129,7 +128,7 @@ def test_no_list_of_biases(isa: str) -> None:
 
 def test_inputs_stay_as_they_are(isa: str, dtype: torch.dtype) -> None:
     problem = Problem.random(33, [65, 40, 17], dtype)
-    given: list[Tensor] = [problem.x, *problem.weights, *(b for b in problem.biases if b is not None)]
+    given = problem.tensors()
     before = [t.clone() for t in given]
     y = check_forward(problem)
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))

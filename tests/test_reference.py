@@ -81,7 +81,7 @@ def test_a_wrong_result_is_rejected(dtype: torch.dtype) -> None:
 
 
 def test_a_wrong_network_is_rejected(dtype: torch.dtype) -> None:
-    """Faults that kernels have: a term of a sum left out, the wrong row, bias or activation forgotten."""
+    """Faults that kernels have: a term left out, a row mixed up, bias or activation forgotten."""
     problem = Problem.random(8, [17, 12, 8], dtype)
     y = problem.exact(backward=False).y
     x, acts, weights, biases = problem.x, problem.activations, problem.weights, problem.biases

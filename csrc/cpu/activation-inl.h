@@ -1,18 +1,21 @@
 // Activations and their derivatives. Included inside a target region, after vec_<isa>.h.
 
-// Polynomial coefficients, lowest power first, from Chebyshev interpolation at 50 digits (mpmath.chebyfit).
+// Polynomial coefficients, lowest power first, from Chebyshev interpolation at 50 digits
+// (mpmath.chebyfit).
 template <typename T>
 struct Coefficients;
 
 template <>
 struct Coefficients<float> {
   // (exp(r) - 1 - r) / r² for |r| <= ln(2)/2.
-  static constexpr float expm1[] = {0.5000000013f,   0.1666666668f,  0.0416664646f,
+  static constexpr float expm1[] = {0.5000000013f,  0.1666666668f,   0.0416664646f,
                                     0.00833331089f, 0.001393368586f, 0.0001989103065f};
-  // (1 + 2z)·exp(z²)·erfc(z) in t = (z - 3)/(z + 3), z >= 0: the form of Shepherd and Laframboise (1981).
-  static constexpr float erfc[] = {1.253008059f,     -0.1356211087f,   -0.04756240441f,  0.1296452434f,
-                                   -0.1192713771f,   0.06830799958f,   -0.02378773599f,  0.002520801146f,
-                                   0.001943095161f,  -0.0007303181188f, -0.000165138855f, 4.188165159e-5f};
+  // (1 + 2z)·exp(z²)·erfc(z) in t = (z - 3)/(z + 3), z >= 0: the form of Shepherd and Laframboise
+  // (1981).
+  static constexpr float erfc[] = {1.253008059f,      -0.1356211087f,   -0.04756240441f,
+                                   0.1296452434f,     -0.1192713771f,   0.06830799958f,
+                                   -0.02378773599f,   0.002520801146f,  0.001943095161f,
+                                   -0.0007303181188f, -0.000165138855f, 4.188165159e-5f};
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float exp_max = 89.0f, exp_min = -104.0f;
   static constexpr float tanh_max = 9.5f;
@@ -32,35 +35,39 @@ struct Coefficients<double> {
                                      2.50520710345651176e-8,
                                      2.09181708766587826e-9,
                                      1.60866500445782111e-10};
-  static constexpr double erfc[] = {1.25300805826972965,     -0.135621106124581192,   -0.0475622943534512075,
-                                    0.129645158702762492,    -0.119273663415272818,   0.0683080273439309555,
-                                    -0.0237705149196924453,  0.00252939181650750323,  0.00188869037407362211,
-                                    -0.000779832272740404018, -0.00010515991887929707, 0.00012509933421526814,
-                                    4.95007066199143124e-6,  -0.0000201004082367726073, -7.33379103228011852e-7,
-                                    3.47174481519511455e-6,  3.60790345401853509e-7,  -6.14962730151092368e-7,
-                                    -1.47117987935046149e-7, 9.91882074949104858e-8,  4.6709552447864997e-8,
-                                    -1.06784326207926641e-8, -1.1017857734911826e-8,  -4.99902425779604756e-10,
-                                    1.45676545510825921e-9,  3.65068563207906805e-10};
-  static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double erfc[] = {
+      1.25300805826972965,      -0.135621106124581192,     -0.0475622943534512075,
+      0.129645158702762492,     -0.119273663415272818,     0.0683080273439309555,
+      -0.0237705149196924453,   0.00252939181650750323,    0.00188869037407362211,
+      -0.000779832272740404018, -0.00010515991887929707,   0.00012509933421526814,
+      4.95007066199143124e-6,   -0.0000201004082367726073, -7.33379103228011852e-7,
+      3.47174481519511455e-6,   3.60790345401853509e-7,    -6.14962730151092368e-7,
+      -1.47117987935046149e-7,  9.91882074949104858e-8,    4.6709552447864997e-8,
+      -1.06784326207926641e-8,  -1.1017857734911826e-8,    -4.99902425779604756e-10,
+      1.45676545510825921e-9,   3.65068563207906805e-10};
+  static constexpr double ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10;
   static constexpr double exp_max = 710.0, exp_min = -746.0;
   static constexpr double tanh_max = 20.0;
 };
 
 template <typename T, int terms>
-FASTMLP_INLINE typename Vec<T>::Reg polynomial(typename Vec<T>::Reg x, const T (&coefficients)[terms]) {
+FASTMLP_INLINE typename Vec<T>::Reg polynomial(typename Vec<T>::Reg x,
+                                               const T (&coefficients)[terms]) {
   auto sum = Vec<T>::set1(coefficients[terms - 1]);
   FASTMLP_UNROLL
   for (int i = terms - 2; i >= 0; --i) sum = Vec<T>::fma(sum, x, Vec<T>::set1(coefficients[i]));
   return sum;
 }
 
-// exp(x) = 2^n · exp(r) with n = round(x / ln 2) and |r| <= ln(2)/2, in the pieces from which exp and expm1 are put
-// together: 2^n is applied in two halves so that neither overflows before the result does. NaN goes through.
+// exp(x) = 2^n · exp(r) with n = round(x / ln 2) and |r| <= ln(2)/2, in the pieces from which exp
+// and expm1 are put together: 2^n is applied in two halves so that neither overflows before the
+// result does. NaN goes through.
 template <typename T>
 struct SplitExp {
   using V = Vec<T>;
-  typename V::Reg high, low;   // n = high + low
-  typename V::Reg remainder;   // exp(r) - 1
+  typename V::Reg high, low;  // n = high + low
+  typename V::Reg remainder;  // exp(r) - 1
 
   FASTMLP_INLINE explicit SplitExp(typename V::Reg x) {
     using C = Coefficients<T>;
@@ -86,7 +93,8 @@ FASTMLP_INLINE typename Vec<T>::Reg expm1(typename Vec<T>::Reg x) {
   using V = Vec<T>;
   const SplitExp<T> s(x);
   const auto one = V::set1(T(1));
-  const auto whole = V::sub(V::times_exp2(one, s.high), V::times_exp2(one, V::sub(V::zero(), s.low)));
+  const auto whole =
+      V::sub(V::times_exp2(one, s.high), V::times_exp2(one, V::sub(V::zero(), s.low)));
   return V::times_exp2(V::add(V::times_exp2(s.remainder, s.high), whole), s.low);
 }
 
@@ -117,15 +125,16 @@ struct Normal {
     // Beyond z = 40 the Gauss factor is zero in either dtype; the limit keeps infinity out of t.
     const auto z = V::min(V::set1(T(40)), V::mul(V::abs(x), V::set1(T(0.70710678118654752440))));
     const auto t = V::div(V::sub(z, V::set1(T(3))), V::add(z, V::set1(T(3))));
-    const auto scaled = V::div(polynomial<T>(t, Coefficients<T>::erfc), V::fma(V::set1(T(2)), z, one));
+    const auto scaled =
+        V::div(polynomial<T>(t, Coefficients<T>::erfc), V::fma(V::set1(T(2)), z, one));
     const auto half_erfc = V::mul(V::mul(V::set1(T(0.5)), gauss), scaled);
     cdf = V::select(V::is_positive(x), V::sub(one, half_erfc), half_erfc);
     pdf = V::mul(gauss, V::set1(T(0.39894228040143267794)));
   }
 };
 
-// Each activation: value(z, slope), and gradient(g, saved, slope) = g · activation'(saved). Formulas, order of operations and
-// with them the results at NaN and infinity are torch's.
+// Each activation: value(z, slope), and gradient(g, saved, slope) = g · activation'(saved).
+// Formulas, order of operations and with them the results at NaN and infinity are torch's.
 template <typename T, Activation activation>
 struct ActivationMath {
   using V = Vec<T>;
@@ -134,27 +143,33 @@ struct ActivationMath {
   static FASTMLP_INLINE Reg value(Reg z, Reg slope) {
     const auto one = V::set1(T(1));
     if constexpr (activation == Activation::relu) return V::max(V::zero(), z);
-    if constexpr (activation == Activation::leaky_relu) return V::select(V::is_positive(z), z, V::mul(z, slope));
-    if constexpr (activation == Activation::elu) return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), slope), z);
+    if constexpr (activation == Activation::leaky_relu)
+      return V::select(V::is_positive(z), z, V::mul(z, slope));
+    if constexpr (activation == Activation::elu)
+      return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), slope), z);
     if constexpr (activation == Activation::sigmoid) return sigmoid<T>(z);
     if constexpr (activation == Activation::tanh) return tanh<T>(z);
     if constexpr (activation == Activation::gelu) return V::mul(z, Normal<T>(z).cdf);
     if constexpr (activation == Activation::gelu_tanh) {
       return V::mul(V::mul(V::set1(T(0.5)), z), V::add(one, tanh<T>(inner(z))));
     }
-    if constexpr (activation == Activation::silu) return V::div(z, V::add(one, exp<T>(V::sub(V::zero(), z))));
+    if constexpr (activation == Activation::silu)
+      return V::div(z, V::add(one, exp<T>(V::sub(V::zero(), z))));
     return z;
   }
 
   static FASTMLP_INLINE Reg gradient(Reg g, Reg s, Reg slope) {
     const auto one = V::set1(T(1));
-    if constexpr (activation == Activation::relu) return V::select(V::is_not_positive(s), V::zero(), g);
-    if constexpr (activation == Activation::leaky_relu) return V::select(V::is_positive(s), g, V::mul(g, slope));
+    if constexpr (activation == Activation::relu)
+      return V::select(V::is_not_positive(s), V::zero(), g);
+    if constexpr (activation == Activation::leaky_relu)
+      return V::select(V::is_positive(s), g, V::mul(g, slope));
     if constexpr (activation == Activation::elu) {
-      return V::select(V::is_not_positive(s), V::mul(V::mul(g, slope), exp<T>(s)), g);
+      return V::select(V::is_positive(s), g, V::mul(V::mul(g, slope), exp<T>(s)));
     }
     if constexpr (activation == Activation::sigmoid) return V::mul(V::mul(g, V::sub(one, s)), s);
-    if constexpr (activation == Activation::tanh) return V::mul(g, V::fma(V::sub(V::zero(), s), s, one));
+    if constexpr (activation == Activation::tanh)
+      return V::mul(g, V::fma(V::sub(V::zero(), s), s, one));
     if constexpr (activation == Activation::gelu) {
       const Normal<T> normal(s);
       return V::mul(g, V::fma(s, normal.pdf, normal.cdf));
@@ -162,8 +177,10 @@ struct ActivationMath {
     if constexpr (activation == Activation::gelu_tanh) {
       const auto t = tanh<T>(inner(s));
       const auto left = V::mul(V::set1(T(0.5)), V::add(one, t));
-      const auto slope_of_inner = V::mul(V::set1(T(kRootTwoOverPi)), V::fma(V::set1(T(3 * kCubic)), V::mul(s, s), one));
-      const auto right = V::mul(V::mul(V::mul(V::set1(T(0.5)), s), V::fma(V::sub(V::zero(), t), t, one)), slope_of_inner);
+      const auto slope_of_inner =
+          V::mul(V::set1(T(kRootTwoOverPi)), V::fma(V::set1(T(3 * kCubic)), V::mul(s, s), one));
+      const auto right = V::mul(
+          V::mul(V::mul(V::set1(T(0.5)), s), V::fma(V::sub(V::zero(), t), t, one)), slope_of_inner);
       return V::mul(g, V::add(left, right));
     }
     if constexpr (activation == Activation::silu) {
@@ -199,8 +216,8 @@ void activate(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias
 }
 
 template <typename T, int activation>
-void derive(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride, const T* saved, int64_t saved_stride, T* grad,
-            int64_t grad_stride, T slope) {
+void derive(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride, const T* saved,
+            int64_t saved_stride, T* grad, int64_t grad_stride, T slope) {
   using V = Vec<T>;
   using Math = ActivationMath<T, static_cast<Activation>(activation)>;
   const auto slopes = V::set1(slope);

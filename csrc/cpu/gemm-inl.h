@@ -1,12 +1,13 @@
 // Tiles of a matrix product. Included inside a target region, after vec_<isa>.h.
 
-// The outer-product form: rows × vectors accumulators stay in registers; each step of k loads one row of b by vectors and
-// one column of a element by element. a needs no packing: its `rows` streams stay in the first-level cache while the
-// caller walks the tiles of a panel of b (packed, 12×2 and 14×2 tiles measured no faster than 8×3 unpacked).
-// The last vector is always masked: that costs nothing measurable, and tails need no second kernel.
+// The outer-product form: rows × vectors accumulators stay in registers; each step of k loads one
+// row of b by vectors and one column of a element by element. a needs no packing: its `rows`
+// streams stay in the first-level cache while the caller walks the tiles of a panel of b (packed,
+// 12×2 and 14×2 tiles measured no faster than 8×3 unpacked). The last vector is always masked: that
+// costs nothing measurable, and tails need no second kernel.
 template <typename T, int rows, int vectors>
-void gemm_tile(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
-               int64_t c_stride, int64_t n, bool accumulate) {
+void gemm_tile(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride, const T* b,
+               int64_t b_stride, T* c, int64_t c_stride, int64_t n, bool accumulate) {
   using V = Vec<T>;
   constexpr int last = vectors - 1;
   const auto tail = V::first(n - last * V::width);
@@ -15,6 +16,12 @@ void gemm_tile(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride
   for (int i = 0; i < rows; ++i) {
     FASTMLP_UNROLL
     for (int j = 0; j < vectors; ++j) sum[i][j] = V::zero();
+  }
+  // The tile of c is on its way from memory while its sums are formed.
+  FASTMLP_UNROLL
+  for (int i = 0; i < rows; ++i) {
+    FASTMLP_UNROLL
+    for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * V::width, 1);
   }
   for (int64_t p = 0; p < k; ++p) {
     typename V::Reg row[vectors];
@@ -43,8 +50,9 @@ void gemm_tile(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride
   }
 }
 
-// The dot-product form, for products of which both operands are contiguous along k (x · weightᵀ): accumulate vectors along
-// k, sum their lanes at the end. Needs no packing; pays for the final sums, so it serves few rows or a deep k.
+// The dot-product form, for products of which both operands are contiguous along k (x · weightᵀ):
+// accumulate vectors along k, sum their lanes at the end. Needs no packing; pays for the final
+// sums, so it serves few rows or a deep k.
 template <typename T, int rows, int columns>
 struct DotSums {
   using V = Vec<T>;
@@ -52,21 +60,25 @@ struct DotSums {
   typename V::Reg sum[groups * V::width];
 
   template <bool masked>
-  FASTMLP_INLINE void step(const T* a, int64_t a_stride, const T* b, int64_t b_stride, typename V::Mask mask) {
+  FASTMLP_INLINE void step(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                           typename V::Mask mask) {
     typename V::Reg left[rows];
     FASTMLP_UNROLL
-    for (int i = 0; i < rows; ++i) left[i] = masked ? V::load(a + i * a_stride, mask) : V::load(a + i * a_stride);
+    for (int i = 0; i < rows; ++i)
+      left[i] = masked ? V::load(a + i * a_stride, mask) : V::load(a + i * a_stride);
     FASTMLP_UNROLL
     for (int j = 0; j < columns; ++j) {
       const auto right = masked ? V::load(b + j * b_stride, mask) : V::load(b + j * b_stride);
       FASTMLP_UNROLL
-      for (int i = 0; i < rows; ++i) sum[i * columns + j] = V::fma(left[i], right, sum[i * columns + j]);
+      for (int i = 0; i < rows; ++i)
+        sum[i * columns + j] = V::fma(left[i], right, sum[i * columns + j]);
     }
   }
 };
 
 template <typename T, int rows, int columns>
-void dot_tile(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
+void dot_tile(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
+              int64_t c_stride, bool accumulate) {
   using V = Vec<T>;
   using Sums = DotSums<T, rows, columns>;
   const auto tail = V::first(k % V::width);
@@ -74,7 +86,8 @@ void dot_tile(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_str
   FASTMLP_UNROLL
   for (int i = 0; i < Sums::groups * V::width; ++i) s.sum[i] = V::zero();
   int64_t p = 0;
-  for (; p + V::width <= k; p += V::width) s.template step<false>(a + p, a_stride, b + p, b_stride, tail);
+  for (; p + V::width <= k; p += V::width)
+    s.template step<false>(a + p, a_stride, b + p, b_stride, tail);
   if (p < k) s.template step<true>(a + p, a_stride, b + p, b_stride, tail);
 
   T total[Sums::groups * V::width];
@@ -93,21 +106,24 @@ void dot_tile(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_str
   }
 }
 
-// Pairwise summation (Higham 1993): the error grows with log(rows) instead of rows. Halving at multiples of 32 rows keeps
-// the order of the sums a function of the number of rows alone.
+// Pairwise summation (Higham 1993): the error grows with log(rows) instead of rows. Halving at
+// multiples of 32 rows keeps the order of the sums a function of the number of rows alone.
 template <typename T>
-FASTMLP_INLINE typename Vec<T>::Reg short_column_sum(int64_t rows, const T* a, int64_t stride, typename Vec<T>::Mask mask) {
+FASTMLP_INLINE typename Vec<T>::Reg short_column_sum(int64_t rows, const T* a, int64_t stride,
+                                                     typename Vec<T>::Mask mask) {
   auto sum = Vec<T>::zero();
   for (int64_t i = 0; i < rows; ++i) sum = Vec<T>::add(sum, Vec<T>::load(a + i * stride, mask));
   return sum;
 }
 
 template <typename T>
-typename Vec<T>::Reg column_sum(int64_t rows, const T* a, int64_t stride, typename Vec<T>::Mask mask) {
+typename Vec<T>::Reg column_sum(int64_t rows, const T* a, int64_t stride,
+                                typename Vec<T>::Mask mask) {
   constexpr int64_t run = 32;
   if (rows <= run) return short_column_sum<T>(rows, a, stride, mask);
   const int64_t half = (rows / 2 + run - 1) / run * run;
-  return Vec<T>::add(column_sum<T>(half, a, stride, mask), column_sum<T>(rows - half, a + half * stride, stride, mask));
+  return Vec<T>::add(column_sum<T>(half, a, stride, mask),
+                     column_sum<T>(rows - half, a + half * stride, stride, mask));
 }
 
 template <typename T>
@@ -120,11 +136,13 @@ void column_sums(int64_t rows, int64_t n, const T* a, int64_t stride, T* out) {
 }
 
 template <typename T>
-void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* packed, int64_t packed_stride) {
+void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
+                     int64_t packed_stride) {
   using V = Vec<T>;
   constexpr int w = V::width;
   for (int64_t j = 0; j < packed_stride; j += w) {
     const int64_t rows = n - j < w ? n - j : w;
+    const auto kept = V::first(packed_stride - j < w ? packed_stride - j : w);
     for (int64_t p = 0; p < k; p += w) {
       const int64_t columns = k - p < w ? k - p : w;
       const auto mask = V::first(columns);
@@ -134,29 +152,29 @@ void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* p
       if (rows == w && columns == w) {
         FASTMLP_UNROLL
         for (int i = 0; i < w; ++i) block[i] = V::load(from + i * stride);
-        V::transpose(block);
-        FASTMLP_UNROLL
-        for (int i = 0; i < w; ++i) V::store(to + i * packed_stride, block[i]);
       } else {
         FASTMLP_UNROLL
-        for (int i = 0; i < w; ++i) block[i] = i < rows ? V::load(from + i * stride, mask) : V::zero();
-        V::transpose(block);
-        FASTMLP_UNROLL
-        for (int i = 0; i < w; ++i) {
-          if (i < columns) V::store(to + i * packed_stride, block[i]);
-        }
+        for (int i = 0; i < w; ++i)
+          block[i] = i < rows ? V::load(from + i * stride, mask) : V::zero();
+      }
+      V::transpose(block);
+      FASTMLP_UNROLL
+      for (int i = 0; i < w; ++i) {
+        if (i < columns) V::store(to + i * packed_stride, block[i], kept);
       }
     }
   }
 }
 
 template <typename T>
-void pack_rows(int64_t n, int64_t k, const T* source, int64_t stride, T* packed, int64_t packed_stride) {
+void pack_rows(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
+               int64_t packed_stride) {
   using V = Vec<T>;
-  for (int64_t p = 0; p < k; ++p) {
-    for (int64_t j = 0; j < packed_stride; j += V::width) {
-      const auto mask = V::first(n - j < V::width ? n - j : V::width);
-      V::store(packed + p * packed_stride + j, V::load(source + p * stride + j, mask));
+  for (int64_t j = 0; j < packed_stride; j += V::width) {
+    const auto mask = V::first(n - j < V::width ? n - j : V::width);
+    const auto kept = V::first(packed_stride - j < V::width ? packed_stride - j : V::width);
+    for (int64_t p = 0; p < k; ++p) {
+      V::store(packed + p * packed_stride + j, V::load(source + p * stride + j, mask), kept);
     }
   }
 }

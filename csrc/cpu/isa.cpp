@@ -21,12 +21,13 @@ constexpr Isa kIsas[] = {
 #ifdef FASTMLP_X86
     {"avx512",
      [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
      },
      avx512_kernels<float>, avx512_kernels<double>},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2_kernels<float>,
-     avx2_kernels<double>},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+     avx2_kernels<float>, avx2_kernels<double>},
 #endif
     {"generic", [] { return true; }, generic_kernels<float>, generic_kernels<double>},
 };
@@ -41,15 +42,23 @@ const Isa& find(const std::string& name) {
   for (const Isa& isa : kIsas) {
     if (name != isa.name) continue;
     if (isa.available()) return isa;
-    throw std::invalid_argument("instruction set '" + name + "' is not available on this machine; available: " +
-                                join(available_isas()));
+    throw std::invalid_argument(
+        "instruction set '" + name +
+        "' is not available on this machine; available: " + join(available_isas()));
   }
-  throw std::invalid_argument("unknown instruction set '" + name + "'; expected one of: " + join(compiled_isas()));
+  throw std::invalid_argument("unknown instruction set '" + name +
+                              "'; expected one of: " + join(compiled_isas()));
 }
 
 const Isa& choose() {
   const char* forced = std::getenv("FASTMLP_ISA");
-  if (forced && *forced) return find(forced);
+  if (forced && *forced) {
+    try {
+      return find(forced);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(std::string("FASTMLP_ISA: ") + error.what());
+    }
+  }
   return find(available_isas().front());
 }
 

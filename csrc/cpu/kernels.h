@@ -1,4 +1,5 @@
-// What an instruction set offers: a table of function pointers that kernels_<isa>.cpp fills from the algorithms in *-inl.h.
+// What an instruction set offers: a table of function pointers that kernels_<isa>.cpp fills from
+// the algorithms in *-inl.h.
 #pragma once
 
 #include <cstdint>
@@ -19,35 +20,43 @@ struct TileShape {
 // All matrices are row-major with a stride from row to row, in elements.
 template <typename T>
 struct Kernels {
-  // c[rows, n] = a · b, or += where accumulate, over a depth of k. a is read element by element at any two strides, b by
-  // whole vectors along its rows; `vectors` covers the n columns.
-  using GemmTile = void (*)(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride, const T* b, int64_t b_stride,
-                            T* c, int64_t c_stride, int64_t n, bool accumulate);
+  // c[rows, n] = a · b, or += where accumulate, over a depth of k. a is read element by element at
+  // any two strides, b by whole vectors along its rows; `vectors` covers the n columns.
+  using GemmTile = void (*)(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride,
+                            const T* b, int64_t b_stride, T* c, int64_t c_stride, int64_t n,
+                            bool accumulate);
   // c[rows, columns] = a · bᵀ, or +=, both operands read by whole vectors along k.
-  using DotTile = void (*)(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-                           bool accumulate);
+  using DotTile = void (*)(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                           T* c, int64_t c_stride, bool accumulate);
   // z[rows, n] += bias (null: zero), y = activation(z). Where z == y only y is kept.
-  using Activate = void (*)(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias, T slope);
-  // grad[rows, n] = incoming[rows, n] * activation'(saved), with saved as saves_input tells.
-  using Derive = void (*)(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride, const T* saved,
-                          int64_t saved_stride, T* grad, int64_t grad_stride, T slope);
+  using Activate = void (*)(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias,
+                            T slope);
+  // grad[rows, n] = incoming[rows, n] * activation'(saved), with saved as saves_output tells.
+  using Derive = void (*)(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride,
+                          const T* saved, int64_t saved_stride, T* grad, int64_t grad_stride,
+                          T slope);
 
   const char* isa;
   int width;       // elements in a vector
   TileShape tall;  // the gemm tile for many rows
   TileShape wide;  // … and for few
   int dot_rows, dot_columns;
-  GemmTile gemm[kMaxTileRows + 1][kMaxTileVectors + 1];  // [rows][vectors]; null outside of tall and wide
-  DotTile dot[kMaxDotTile + 1][kMaxDotTile + 1];         // [rows][columns]
+  GemmTile gemm[kMaxTileRows + 1]
+               [kMaxTileVectors + 1];             // [rows][vectors]; null outside of tall and wide
+  DotTile dot[kMaxDotTile + 1][kMaxDotTile + 1];  // [rows][columns]
   Activate activate[kActivations];
   Derive derive[kActivations];
   // out[n] = sum over the rows of a[rows, n], pairwise.
   void (*column_sums)(int64_t rows, int64_t n, const T* a, int64_t stride, T* out);
-  // packed[k, n] = sourceᵀ for source[n, k]; packed rows lie packed_stride >= n apart and are zero beyond n.
-  void (*pack_transposed)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed, int64_t packed_stride);
+  // packed[k, n] = sourceᵀ for source[n, k]; packed rows lie packed_stride >= n apart and are zero
+  // beyond n.
+  void (*pack_transposed)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
+                          int64_t packed_stride);
   // packed[k, n] = source[k, n], likewise.
-  void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed, int64_t packed_stride);
-  // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's peak; returns their sum.
+  void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
+                    int64_t packed_stride);
+  // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
+  // peak; returns their sum.
   T (*multiply_add)(int64_t steps);
 };
 inline constexpr int kPeakChains = 12;

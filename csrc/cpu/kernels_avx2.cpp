@@ -1,6 +1,5 @@
 // The kernels for AVX2 and FMA: 16 vector registers.
 #include "cpu/kernels.h"
-
 #include "cpu/target.h"
 
 #ifdef FASTMLP_X86

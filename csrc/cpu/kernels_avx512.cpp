@@ -1,6 +1,5 @@
 // The kernels for AVX-512: 32 vector registers.
 #include "cpu/kernels.h"
-
 #include "cpu/target.h"
 
 #ifdef FASTMLP_X86

@@ -1,8 +1,7 @@
 // The kernels for any CPU.
-#include "cpu/kernels.h"
-
 #include <cmath>
 
+#include "cpu/kernels.h"
 #include "cpu/target.h"
 
 namespace fastmlp::cpu {

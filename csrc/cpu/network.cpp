@@ -12,11 +12,20 @@
 namespace fastmlp::cpu {
 namespace {
 
-// A second thread costs a few microseconds to wake and to wait for; it is worth that from about so many multiplications on.
-constexpr double kMultiplicationsPerThread = 250e3;
+// What a product costs beside its multiplications, counted in them: reading b, and writing c to
+// memory that is new.
+double cost(int64_t m, int64_t n, int64_t k) {
+  const double outputs = static_cast<double>(m) * static_cast<double>(n);
+  return outputs * static_cast<double>(k) + static_cast<double>(n) * static_cast<double>(k) +
+         16 * outputs;
+}
 
-int team_size(double multiplications, int max_threads) {
-  return static_cast<int>(std::clamp(multiplications / kMultiplicationsPerThread, 1.0, static_cast<double>(max_threads)));
+// A second thread costs a few microseconds to wake and to wait for: it is worth that from about so
+// much work a thread on.
+constexpr double kCostPerThread = 200e3;
+
+int team_size(double cost, int max_threads) {
+  return static_cast<int>(std::clamp(cost / kCostPerThread, 1.0, static_cast<double>(max_threads)));
 }
 
 // Buffers begin at multiples of 64 bytes, a cache line and the widest vector.
@@ -26,19 +35,20 @@ int64_t aligned(int64_t elements) {
   return (elements + unit - 1) / unit * unit;
 }
 
-// A phase's packed operands are filled while the phase before it computes, so two sets of buffers take turns.
+// A buffer of its own for each member of the team, of what the largest of all products needs.
 template <typename T>
-class Packing {
+class Buffers {
  public:
-  void add(int64_t phase, int64_t elements) { need(phase) = std::max(need(phase), aligned<T>(elements)); }
-  int64_t elements() const { return need_[0] + need_[1]; }
-  void place(T* workspace) { begin_[0] = workspace, begin_[1] = workspace + need_[0]; }
-  T* buffer(int64_t phase) const { return begin_[phase % 2]; }
+  void add(const Product<T>& product) {
+    need_ = std::max(need_, aligned<T>(product.buffer_elements()));
+  }
+  int64_t elements(int threads) const { return need_ * threads; }
+  void place(T* workspace) { begin_ = workspace; }
+  T* of(Member member) const { return begin_ + member.index * need_; }
 
  private:
-  int64_t& need(int64_t phase) { return need_[phase % 2]; }
-  int64_t need_[2] = {0, 0};
-  T* begin_[2] = {nullptr, nullptr};
+  int64_t need_ = 0;
+  T* begin_ = nullptr;
 };
 
 }  // namespace
@@ -49,17 +59,18 @@ struct ForwardPass<T>::State {
   const Kernels<T>& kernels = active_kernels<T>();
   std::vector<Product<T>> products;
   std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
-  Packing<T> packing;
+  Buffers<T> buffers;
   int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads = 1;
 
   State(const Forward<T>& p, int max_threads) : problem(p) {
-    double multiplications = 0;
+    double work = 0;
     for (const auto& layer : problem.layers) {
-      multiplications += static_cast<double>(problem.batch) * layer.in_features * layer.out_features;
-      if (!layer.output) scratch = std::max(scratch, aligned<T>(problem.batch * layer.out_features));
+      work += cost(problem.batch, layer.out_features, layer.in_features);
+      if (!layer.output)
+        scratch = std::max(scratch, aligned<T>(problem.batch * layer.out_features));
     }
-    threads = team_size(multiplications, max_threads);
+    threads = team_size(work, max_threads);
     build(nullptr);
   }
 
@@ -75,19 +86,17 @@ struct ForwardPass<T>::State {
       sums.push_back(layer.sums ? layer.sums : output);
       products.emplace_back(kernels, problem.batch, layer.out_features, layer.in_features, input,
                             Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back());
-      packing.add(l, products.back().packed_elements());
+      buffers.add(products.back());
       input = {output, layer.out_features, 1};
     }
     if (!workspace) return;
-    packing.place(workspace + 2 * scratch);
-    for (size_t l = 0; l < products.size(); ++l) products[l].use_packed(packing.buffer(l));
+    buffers.place(workspace + 2 * scratch);
   }
 
   void work(Member member) {
-    for (size_t l = 0; l <= products.size(); ++l) {  // one phase more than layers: the first only packs
-      if (l < products.size()) products[l].pack(packing.buffer(l), member);
-      if (l > 0) compute(l - 1, member);
-      if (l > 0 ? l < products.size() : packing.elements() > 0) member.wait();
+    for (size_t l = 0; l < products.size(); ++l) {
+      if (l > 0) member.wait();
+      compute(l, member);
     }
   }
 
@@ -95,12 +104,13 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
     const bool nothing = layer.activation == Activation::identity && !layer.bias;
-    products[l].compute(member, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-      if (nothing) return;
-      const int64_t at = i * layer.out_features + j;
-      activate(rows, columns, sums[l] + at, outputs[l] + at, layer.out_features, layer.bias ? layer.bias + j : nullptr,
-               layer.slope);
-    });
+    products[l].compute(member, buffers.of(member),
+                        [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+                          if (nothing) return;
+                          const int64_t at = i * layer.out_features + j;
+                          activate(rows, columns, sums[l] + at, outputs[l] + at, layer.out_features,
+                                   layer.bias ? layer.bias + j : nullptr, layer.slope);
+                        });
   }
 };
 
@@ -113,27 +123,33 @@ struct BackwardPass<T>::State {
   std::vector<bool> needs_input;
   std::vector<const T*> grad_sums;  // dL/dz of each layer
   std::vector<int64_t> grad_sums_stride;
-  Packing<T> weight_packing, input_packing;
+  Buffers<T> buffers;
   int64_t scratch = 0;
   int threads = 1;
 
-  State(const Backward<T>& p, int max_threads) : problem(p), layers(static_cast<int64_t>(p.forward.layers.size())) {
+  State(const Backward<T>& p, int max_threads)
+      : problem(p), layers(static_cast<int64_t>(p.forward.layers.size())) {
     first = 0;
-    while (first < layers && !problem.grad_input && !problem.gradients[first].weight && !problem.gradients[first].bias) ++first;
-    double multiplications = 0;
+    while (first < layers && !problem.grad_input && !problem.gradients[first].weight &&
+           !problem.gradients[first].bias)
+      ++first;
+    double work = 0;
     for (int64_t l = first; l < layers; ++l) {
       const Layer<T>& layer = problem.forward.layers[l];
-      const double product = static_cast<double>(problem.forward.batch) * layer.in_features * layer.out_features;
-      multiplications += product * ((problem.gradients[l].weight ? 1 : 0) + (needs_input_gradient(l) ? 1 : 0));
+      const int64_t batch = problem.forward.batch;
+      if (problem.gradients[l].weight) work += cost(layer.out_features, layer.in_features, batch);
+      if (needs_input_gradient(l)) work += cost(batch, layer.in_features, layer.out_features);
       scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
     }
-    threads = team_size(multiplications, max_threads);
+    threads = team_size(work, max_threads);
     build(nullptr);
   }
 
   bool needs_input_gradient(int64_t l) const { return l > first || problem.grad_input; }
 
-  T* scratch_of(T* workspace, int64_t l) const { return workspace ? workspace + (l % 2) * scratch : nullptr; }
+  T* scratch_of(T* workspace, int64_t l) const {
+    return workspace ? workspace + (l % 2) * scratch : nullptr;
+  }
 
   void build(T* workspace) {
     weight_products.clear(), input_products.clear(), grad_sums.clear(), grad_sums_stride.clear();
@@ -141,96 +157,99 @@ struct BackwardPass<T>::State {
     const int64_t batch = problem.forward.batch;
     for (int64_t l = first; l < layers; ++l) {
       const Layer<T>& layer = all[l];
-      // The last layer's dL/dz is the incoming gradient itself where there is no activation to go through.
+      // The last layer's dL/dz is the incoming gradient itself where there is no activation to go
+      // through.
       const bool given = l + 1 == layers && layer.activation == Activation::identity;
       grad_sums.push_back(given ? problem.grad_output : scratch_of(workspace, l));
       grad_sums_stride.push_back(given ? problem.grad_output_stride : layer.out_features);
       const T* dz = grad_sums.back();
       const int64_t dz_stride = grad_sums_stride.back();
-      const Matrix<T> input = l > 0 ? Matrix<T>{all[l - 1].output, all[l - 1].out_features, 1}
-                                    : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
-      weight_products.emplace_back(kernels, problem.gradients[l].weight ? layer.out_features : 0, layer.in_features, batch,
-                                   Matrix<T>{dz, 1, dz_stride}, input, problem.gradients[l].weight);
+      const Matrix<T> input =
+          l > 0 ? Matrix<T>{all[l - 1].output, all[l - 1].out_features, 1}
+                : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
+      weight_products.emplace_back(kernels, problem.gradients[l].weight ? layer.out_features : 0,
+                                   layer.in_features, batch, Matrix<T>{dz, 1, dz_stride}, input,
+                                   problem.gradients[l].weight);
       T* grad_input = l > first ? scratch_of(workspace, l - 1) : problem.grad_input;
-      input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features, layer.out_features,
-                                  Matrix<T>{dz, dz_stride, 1}, Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input);
-      weight_packing.add(l, weight_products.back().packed_elements());
-      input_packing.add(l, input_products.back().packed_elements());
+      input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features,
+                                  layer.out_features, Matrix<T>{dz, dz_stride, 1},
+                                  Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input);
+      buffers.add(weight_products.back());
+      buffers.add(input_products.back());
     }
     if (!workspace) return;
-    weight_packing.place(workspace + 2 * scratch);
-    input_packing.place(workspace + 2 * scratch + weight_packing.elements());
-    for (int64_t l = first; l < layers; ++l) {
-      weight_products[l - first].use_packed(weight_packing.buffer(l));
-      input_products[l - first].use_packed(input_packing.buffer(l));
-    }
+    buffers.place(workspace + 2 * scratch);
   }
 
   void work(Member member) {
-    pack(layers - 1, member);
-    derive_output(member);
+    if (derive_output(member)) member.wait();
     for (int64_t l = layers - 1; l >= first; --l) {
-      member.wait();
-      if (l > first) pack(l - 1, member);
       compute(l, member);
+      if (l > first) member.wait();
     }
   }
 
-  void pack(int64_t l, Member member) {
-    weight_products[l - first].pack(weight_packing.buffer(l), member);
-    input_products[l - first].pack(input_packing.buffer(l), member);
+  const T* saved(const Layer<T>& layer) const {
+    return saves_output(layer.activation) ? layer.output : layer.sums;
   }
 
-  const T* saved(const Layer<T>& layer) const { return saves_input(layer.activation) ? layer.sums : layer.output; }
-
-  void derive_output(Member member) {
+  // Whether there was anything to do.
+  bool derive_output(Member member) {
     const Layer<T>& layer = problem.forward.layers[layers - 1];
-    if (layer.activation == Activation::identity) return;
+    if (layer.activation == Activation::identity) return false;
     const int64_t n = layer.out_features, begin = member.begin(problem.forward.batch);
     T* dz = const_cast<T*>(grad_sums.back());  // ours: scratch
-    kernels.derive[static_cast<int>(layer.activation)](member.end(problem.forward.batch) - begin, n,
-                                                       problem.grad_output + begin * problem.grad_output_stride,
-                                                       problem.grad_output_stride, saved(layer) + begin * n, n, dz + begin * n, n,
-                                                       layer.slope);
+    kernels.derive[static_cast<int>(layer.activation)](
+        member.end(problem.forward.batch) - begin, n,
+        problem.grad_output + begin * problem.grad_output_stride, problem.grad_output_stride,
+        saved(layer) + begin * n, n, dz + begin * n, n, layer.slope);
+    return true;
   }
 
-  // dW = dzᵀ · x, db = the column sums of dz, and dx = dz · W, which becomes the dz of the layer below in the epilogue.
+  // dW = dzᵀ · x, db = the column sums of dz, and dx = dz · W, which becomes the dz of the layer
+  // below in the epilogue.
   void compute(int64_t l, Member member) {
     const Layer<T>& layer = problem.forward.layers[l];
     const T* dz = grad_sums[l - first];
     const int64_t stride = grad_sums_stride[l - first];
-    weight_products[l - first].compute(member, [](int64_t, int64_t, int64_t, int64_t) {});
+    weight_products[l - first].compute(member, buffers.of(member),
+                                       [](int64_t, int64_t, int64_t, int64_t) {});
     if (problem.gradients[l].bias) {
       const int64_t groups = (layer.out_features + kernels.width - 1) / kernels.width;
       const int64_t begin = member.begin(groups) * kernels.width;
       const int64_t end = std::min<int64_t>(layer.out_features, member.end(groups) * kernels.width);
       if (begin < end) {
-        kernels.column_sums(problem.forward.batch, end - begin, dz + begin, stride, problem.gradients[l].bias + begin);
+        kernels.column_sums(problem.forward.batch, end - begin, dz + begin, stride,
+                            problem.gradients[l].bias + begin);
       }
     }
     if (!needs_input_gradient(l)) return;
     if (l == first) {
-      input_products[0].compute(member, [](int64_t, int64_t, int64_t, int64_t) {});
+      input_products[0].compute(member, buffers.of(member),
+                                [](int64_t, int64_t, int64_t, int64_t) {});
       return;
     }
     const Layer<T>& below = problem.forward.layers[l - 1];
     const auto derive = kernels.derive[static_cast<int>(below.activation)];
     T* grad = const_cast<T*>(grad_sums[l - 1 - first]);  // ours: scratch
-    input_products[l - first].compute(member, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-      if (below.activation == Activation::identity) return;
-      const int64_t n = below.out_features, at = i * n + j;
-      derive(rows, columns, grad + at, n, saved(below) + at, n, grad + at, n, below.slope);
-    });
+    input_products[l - first].compute(
+        member, buffers.of(member), [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+          if (below.activation == Activation::identity) return;
+          const int64_t n = below.out_features, at = i * n + j;
+          derive(rows, columns, grad + at, n, saved(below) + at, n, grad + at, n, below.slope);
+        });
   }
 };
 
 template <typename T>
-ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads) : state_(new State(problem, max_threads)) {}
+ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads)
+    : state_(new State(problem, max_threads)) {}
 template <typename T>
 ForwardPass<T>::~ForwardPass() = default;
 template <typename T>
 int64_t ForwardPass<T>::workspace_elements() const {
-  return 2 * state_->scratch + state_->packing.elements();
+  const State& s = *state_;
+  return 2 * s.scratch + s.buffers.elements(s.threads);
 }
 template <typename T>
 void ForwardPass<T>::run(T* workspace) {
@@ -240,12 +259,14 @@ void ForwardPass<T>::run(T* workspace) {
 }
 
 template <typename T>
-BackwardPass<T>::BackwardPass(const Backward<T>& problem, int max_threads) : state_(new State(problem, max_threads)) {}
+BackwardPass<T>::BackwardPass(const Backward<T>& problem, int max_threads)
+    : state_(new State(problem, max_threads)) {}
 template <typename T>
 BackwardPass<T>::~BackwardPass() = default;
 template <typename T>
 int64_t BackwardPass<T>::workspace_elements() const {
-  return 2 * state_->scratch + state_->weight_packing.elements() + state_->input_packing.elements();
+  const State& s = *state_;
+  return 2 * s.scratch + s.buffers.elements(s.threads);
 }
 template <typename T>
 void BackwardPass<T>::run(T* workspace) {

@@ -8,8 +8,8 @@
 
 namespace fastmlp::cpu {
 
-// Two steps, so that the caller's allocator provides the scratch memory: construct, then run with a buffer of
-// workspace_elements().
+// Two steps, so that the caller's allocator provides the scratch memory: construct, then run with a
+// buffer of workspace_elements().
 template <typename T>
 class ForwardPass {
  public:
@@ -36,8 +36,8 @@ class BackwardPass {
   std::unique_ptr<State> state_;
 };
 
-// GFLOP/s of multiply-adds on registers with the instruction set in use, on `threads` threads at once: what no product can
-// exceed.
+// GFLOP/s of multiply-adds on registers with the instruction set in use, on `threads` threads at
+// once: what no product can exceed.
 template <typename T>
 double fma_peak(double seconds, int threads);
 

@@ -1,8 +1,13 @@
-// One matrix product c = a · b, cut into tiles: which form of kernel, how it is blocked, and what each thread does.
+// One matrix product c = a · b, cut into tiles: which form of kernel, how it is blocked, and what
+// each thread does.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 #include "cpu/kernels.h"
 #include "cpu/record.h"
@@ -17,134 +22,191 @@ struct Matrix {
   int64_t col_stride = 1;
 };
 
-// Every element of c is summed over k in one order that depends on the form and on k alone, never on the tile it falls into
-// or on the thread that computes it: results are bit-identical for any number of threads.
+// Of one core, where the system tells; else half a megabyte, which nearly every processor of the
+// last decade has.
+inline int64_t second_level_cache_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 512 << 10;
+}
+
+// 0 … total cut into `parts` runs that differ by one at most. 50 rows are 7 tiles of 7 or 8, not 6
+// of 8 and one of 2.
+class EvenParts {
+ public:
+  EvenParts() = default;
+  EvenParts(int64_t total, int64_t parts)
+      : parts_(parts), size_(parts ? total / parts : 0), longer_(parts ? total % parts : 0) {}
+  int64_t count() const { return parts_; }
+  int64_t begin(int64_t part) const { return part * size_ + std::min(part, longer_); }
+
+ private:
+  int64_t parts_ = 0, size_ = 0, longer_ = 0;  // the first `longer_` parts hold one more than size_
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Every element of c is summed over k in one order that depends on the form and on k alone, never
+// on the tile it falls into or on the thread that computes it: results are bit-identical for any
+// number of threads.
 template <typename T>
 class Product {
  public:
-  // c[m, n] = a[m, k] · b[k, n]; b contiguous along its rows (col_stride 1) or along its columns (row_stride 1).
-  Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c)
+  // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
+  // columns (row_stride 1).
+  Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
+          T* c)
       : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
-    choose_form();
-    if (form_ == Form::dot) {
-      tile_ = {kernels.dot_rows, 0};
-      panels_ = divide_up(n, kernels.dot_columns);
-      depth_ = kDotDepth;
-    } else {
-      tile_ = m <= kernels.wide.rows ? kernels.wide : kernels.tall;
-      vectors_ = divide_up(n, kernels.width);
-      panels_ = divide_up(vectors_, tile_.vectors);
-      depth_ = kGemmDepth;
-    }
-    row_tiles_ = divide_up(m, tile_.rows);
+    // The dot form pays about 3 steps an element for its final sums, transposing b costs about k/4
+    // steps a column.
+    dot_ = b.col_stride != 1 && (m <= kernels.wide.rows || 12 * m < k);
+    tile_ = dot_                     ? TileShape{kernels.dot_rows, 0}
+            : m <= kernels.wide.rows ? kernels.wide
+                                     : kernels.tall;
+    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, dot_ ? kDotDepth : kGemmDepth)));
+    const int64_t vectors = divide_up(n, kernels.width);
+    columns_ = dot_ ? EvenParts(n, divide_up(n, kernels.dot_columns))
+                    : EvenParts(vectors, divide_up(vectors, tile_.vectors));
+    rows_ = EvenParts(m, divide_up(m, tile_.rows));
+    // b has to be transposed, or its rows lie so far apart that each is a page of its own, and
+    // enough tiles reuse it.
+    pack_panels_ =
+        !dot_ && (b.col_stride != 1 || (m >= 96 && b.row_stride > 2 * panel_elements(1)));
   }
 
-  // Elements of the buffer that pack() fills; 0: nothing to pack.
-  int64_t packed_elements() const { return form_ == Form::packed ? vectors_ * kernels_->width * k_ : 0; }
-
-  // This member's share of copying b into panels. All members must have done theirs before any computes.
-  void pack(T* packed, Member member) {
-    if (form_ != Form::packed) return;
-    // Panels are cut along k, too, so that few panels still make enough pieces for all threads.
-    const int64_t pieces = divide_up(k_, kPackDepth);
-    for (int64_t piece = member.begin(panels_ * pieces); piece < member.end(panels_ * pieces); ++piece) {
-      const int64_t panel = piece / pieces, k0 = piece % pieces * kPackDepth;
-      const int64_t depth = std::min(kPackDepth, k_ - k0), j = column(panel);
-      const int64_t n = std::min(n_, column(panel + 1)) - j;
-      T* to = packed + j * k_ + k0 * panel_width(panel);
-      if (b_.col_stride == 1) {
-        kernels_->pack_rows(n, depth, b_.data + k0 * b_.row_stride + j, b_.row_stride, to, panel_width(panel));
-      } else {
-        kernels_->pack_transposed(n, depth, b_.data + j * b_.col_stride + k0, b_.col_stride, to, panel_width(panel));
-      }
-    }
+  // Elements of the scratch buffer that compute() needs for each member: a panel of b, and a block
+  // of rows of a.
+  int64_t buffer_elements() const {
+    return (pack_panels_ ? panel_elements(kGemmDepth) : 0) +
+           (block_pays(columns_.count()) ? block_elements() : 0);
   }
 
-  void use_packed(const T* packed) { packed_ = packed; }
-
-  // This member's share of the tiles; done(row, rows, column, columns) is called for each one as soon as it is whole, while
-  // it is still in the first-level cache: the epilogue.
+  // This member's share of the tiles; done(row, rows, column, columns) is called for each one as
+  // soon as it is whole, while it is still in the first-level cache: the epilogue.
   template <typename Done>
-  void compute(Member member, const Done& done) const {
+  void compute(Member member, T* buffer, const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
-    const int64_t block_tiles = std::max<int64_t>(1, kBlockRows / tile_.rows);
-    const int64_t end = member.end(row_tiles_ * panels_);
-    for (int64_t unit = member.begin(row_tiles_ * panels_); unit < end;) {
+    T* const block_buffer = pack_panels_ ? buffer + panel_elements(kGemmDepth) : buffer;
+    const int64_t end = member.end(rows_.count() * columns_.count());
+    for (int64_t unit = member.begin(rows_.count() * columns_.count()); unit < end;) {
       // A block of rows of a stays in the second-level cache while the panels of b pass over it.
-      const int64_t first_tile = unit / (block_tiles * panels_) * block_tiles;
-      const int64_t tiles = std::min(block_tiles, row_tiles_ - first_tile);
-      const int64_t block_begin = first_tile * panels_;
-      const int64_t stop = std::min(end, block_begin + tiles * panels_);
-      int64_t k0 = 0;
-      do {
-        const int64_t depth = std::min(depth_, k_ - k0);
-        for (int64_t u = unit; u < stop; ++u) {
-          const int64_t panel = (u - block_begin) / tiles, tile = first_tile + (u - block_begin) % tiles;
-          const int64_t i = row(tile), rows = row(tile + 1) - i;
+      const int64_t first_tile = unit / (block_tiles() * columns_.count()) * block_tiles();
+      const int64_t tiles = std::min(block_tiles(), rows_.count() - first_tile);
+      const int64_t block_begin = first_tile * columns_.count();
+      const int64_t stop = std::min(end, block_begin + tiles * columns_.count());
+      const T* block = block_pays((stop - unit) / tiles) ? block_buffer : nullptr;
+      for (int64_t part = 0; part < depth_.count(); ++part) {
+        const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
+        if (block) pack_block(block_buffer, first_tile, tiles, k0, depth);
+        for (int64_t u = unit; u < stop;) {
+          const int64_t panel = (u - block_begin) / tiles;
+          const int64_t panel_stop = std::min(stop, block_begin + (panel + 1) * tiles);
           const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
-          compute_tile(i, rows, panel, j, columns, k0, depth);
-          if (k0 + depth == k_) done(i, rows, j, columns);
+          const Matrix<T> b = panel_of_b(buffer, panel, k0, depth);
+          for (; u < panel_stop; ++u) {
+            const int64_t tile = u - block_begin - panel * tiles;
+            const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
+            const Matrix<T> a =
+                block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : at(a_, i, k0);
+            compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, k0 > 0);
+            if (k0 + depth == k_) done(i, rows, j, columns);
+          }
         }
-        k0 += depth;
-      } while (k0 < k_);
+      }
       unit = stop;
     }
   }
 
-  double multiplications() const { return static_cast<double>(m_) * static_cast<double>(n_) * static_cast<double>(k_); }
-
  private:
-  enum class Form { dot, direct, packed };
-
-  static constexpr int64_t kGemmDepth = 512;  // a tile's rows of a: 16 KiB of float
+  // Longer sums are added up in blocks of at most so many terms: a tile's rows of a fill a quarter
+  // of the first-level cache, and the error of one long chain of additions stays as small as that
+  // of the BLAS libraries.
+  static constexpr int64_t kGemmDepth = 384;
   static constexpr int64_t kDotDepth = 1024;  // a tile's rows of b: 20 KiB of float
-  static constexpr int64_t kBlockRows = 128;
-  static constexpr int64_t kPackDepth = 256;
 
-  static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-  void choose_form() {
-    if (b_.col_stride == 1) {
-      // Packing pays once enough rows reuse it and the rows of b lie so far apart that each is a page of its own.
-      form_ = m_ >= 96 && b_.row_stride > 2 * kernels_->tall.vectors * kernels_->width ? Form::packed : Form::direct;
-    } else {
-      // Packing costs about k/4 steps a column, the final sums of the dot form about 3 steps a row and column.
-      form_ = m_ <= kernels_->wide.rows || 12 * m_ < k_ ? Form::dot : Form::packed;
-    }
+  static Matrix<T> at(Matrix<T> matrix, int64_t i, int64_t j) {
+    return {matrix.data + i * matrix.row_stride + j * matrix.col_stride, matrix.row_stride,
+            matrix.col_stride};
   }
 
-  // First row of a tile and first column of a panel, spread evenly: 50 rows are 7 tiles of 7 or 8, not 6 of 8 and one of 2.
-  int64_t row(int64_t tile) const { return tile * m_ / row_tiles_; }
+  int64_t row(int64_t tile) const { return rows_.begin(tile); }
   int64_t column(int64_t panel) const {
-    return form_ == Form::dot ? panel * n_ / panels_ : panel * vectors_ / panels_ * kernels_->width;
+    return columns_.begin(panel) * (dot_ ? 1 : kernels_->width);
   }
-  int64_t panel_width(int64_t panel) const { return column(panel + 1) - column(panel); }
 
-  void compute_tile(int64_t i, int64_t rows, int64_t panel, int64_t j, int64_t columns, int64_t k0, int64_t depth) const {
-    const T* a = a_.data + i * a_.row_stride + k0 * a_.col_stride;
-    T* c = c_ + i * n_ + j;
-    if (form_ == Form::dot) {
-      record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, kernels_->dot_columns);
-      kernels_->dot[rows][columns](depth, a, a_.row_stride, b_.data + j * b_.col_stride + k0, b_.col_stride, c, n_, k0 > 0);
-      return;
+  int64_t panel_elements(int64_t depth) const {
+    return static_cast<int64_t>(tile_.vectors) * kernels_->width * depth;
+  }
+
+  // As many rows of a as fill half of the second-level cache over one depth (128 rows instead of
+  // 512 lost 8 %).
+  int64_t block_tiles() const {
+    const int64_t row_bytes = kGemmDepth * static_cast<int64_t>(sizeof(T));
+    return std::max<int64_t>(1, second_level_cache_bytes() / 2 / row_bytes / tile_.rows);
+  }
+  int64_t block_elements() const {
+    return std::min(block_tiles(), rows_.count()) * tile_.rows * kGemmDepth;
+  }
+
+  // Copying a block of rows of a, tile by tile, pays where enough panels reuse it, and reading it
+  // in place would touch a page for each element or row (84 GFLOP/s instead of 150 for a transposed
+  // a of 1024 × 1024).
+  bool block_pays(int64_t panels) const {
+    constexpr int64_t far = 1024 / sizeof(T);
+    return !dot_ && panels >= 6 && k_ >= 64 && std::max(a_.row_stride, a_.col_stride) >= far;
+  }
+
+  void pack_block(T* block, int64_t first_tile, int64_t tiles, int64_t k0, int64_t depth) const {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
+      const Matrix<T> from = at(a_, i, k0);
+      T* to = block + tile * tile_.rows * depth;
+      if (from.row_stride == 1) {
+        kernels_->pack_rows(rows, depth, from.data, from.col_stride, to, tile_.rows);
+      } else {
+        kernels_->pack_transposed(rows, depth, from.data, from.row_stride, to, tile_.rows);
+      }
     }
-    record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
-    const bool packed = form_ == Form::packed;
-    const T* b = packed ? packed_ + j * k_ + k0 * panel_width(panel) : b_.data + k0 * b_.row_stride + j;
-    kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, a, a_.row_stride, a_.col_stride, b,
-                                                              packed ? panel_width(panel) : b_.row_stride, c, n_, columns,
-                                                              k0 > 0);
+  }
+
+  Matrix<T> panel_of_b(T* buffer, int64_t panel, int64_t k0, int64_t depth) const {
+    const int64_t j = column(panel);
+    const Matrix<T> from = at(b_, k0, j);
+    if (!pack_panels_) return from;
+    const int64_t width = column(panel + 1) - j, columns = std::min(n_ - j, width);
+    if (from.col_stride == 1) {
+      kernels_->pack_rows(columns, depth, from.data, from.row_stride, buffer, width);
+    } else {
+      kernels_->pack_transposed(columns, depth, from.data, from.col_stride, buffer, width);
+    }
+    return {buffer, width, 1};
+  }
+
+  void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
+                    bool accumulate) const {
+    if (dot_) {
+      record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, kernels_->dot_columns);
+      kernels_->dot[rows][columns](depth, a.data, a.row_stride, b.data, b.col_stride, c, n_,
+                                   accumulate);
+    } else {
+      record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
+      kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, a.data, a.row_stride,
+                                                                a.col_stride, b.data, b.row_stride,
+                                                                c, n_, columns, accumulate);
+    }
   }
 
   const Kernels<T>* kernels_;
   int64_t m_, n_, k_;
   Matrix<T> a_, b_;
   T* c_;
-  const T* packed_ = nullptr;
-  Form form_;
+  bool dot_, pack_panels_;
   TileShape tile_;
-  int64_t vectors_ = 0;
-  int64_t panels_, row_tiles_, depth_;
+  EvenParts rows_,
+      columns_;  // tiles of rows; panels of columns, counted in vectors outside of the dot form
+  EvenParts depth_;
 };
 
 }  // namespace fastmlp::cpu

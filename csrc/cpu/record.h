@@ -1,4 +1,5 @@
-// A record of which kernels ran, for the tests that prove a forced instruction set was obeyed. Off, it costs one load.
+// A record of which kernels ran, for the tests that prove a forced instruction set was obeyed. Off,
+// it costs one load.
 #pragma once
 
 #include <atomic>
@@ -19,8 +20,8 @@ void add_record(const std::string& name);
 template <typename T>
 inline void record_kernel(const char* form, const char* isa, int rows, int columns) {
   if (!recording.load(std::memory_order_relaxed)) return;
-  add_record(std::string(form) + (std::is_same<T, float>::value ? "_f32_" : "_f64_") + std::to_string(rows) + "x" +
-             std::to_string(columns) + "_" + isa);
+  add_record(std::string(form) + (std::is_same<T, float>::value ? "_f32_" : "_f64_") +
+             std::to_string(rows) + "x" + std::to_string(columns) + "_" + isa);
 }
 
 }  // namespace fastmlp::cpu

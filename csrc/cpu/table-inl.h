@@ -1,4 +1,5 @@
-// Fills a Kernels table from the templates of gemm-inl.h and activation-inl.h. Included inside a target region, last.
+// Fills a Kernels table from the templates of gemm-inl.h and activation-inl.h. Included inside a
+// target region, last.
 
 template <typename T, int rows, int max_vectors>
 void fill_gemm(Kernels<T>& table) {
@@ -37,7 +38,8 @@ void fill_activations(Kernels<T>& table) {
   }
 }
 
-template <typename T, int tall_rows, int tall_vectors, int wide_rows, int wide_vectors, int dot_rows, int dot_columns>
+template <typename T, int tall_rows, int tall_vectors, int wide_rows, int wide_vectors,
+          int dot_rows, int dot_columns>
 Kernels<T> make_kernels(const char* isa) {
   static_assert(tall_rows <= kMaxTileRows && wide_rows <= tall_rows);
   static_assert(wide_vectors <= kMaxTileVectors && tall_vectors <= wide_vectors);

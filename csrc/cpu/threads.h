@@ -1,4 +1,5 @@
-// A team of threads from the OpenMP pool that torch itself uses, and the even division of work among them.
+// A team of threads from the OpenMP pool that torch itself uses, and the even division of work
+// among them.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,8 @@ struct Member {
   }
 };
 
-// Runs body(Member) on up to `threads` threads; fewer, down to one, where OpenMP grants fewer or is not compiled in.
+// Runs body(Member) on up to `threads` threads; fewer, down to one, where OpenMP grants fewer or is
+// not compiled in.
 template <typename Body>
 void run_team(int threads, const Body& body) {
 #ifdef _OPENMP

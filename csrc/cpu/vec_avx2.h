@@ -9,7 +9,8 @@ struct Vec<float> {
   using Mask = __m256i;
   static constexpr int width = 8;
   static FASTMLP_INLINE Mask first(int64_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static FASTMLP_INLINE Reg zero() { return _mm256_setzero_ps(); }
   static FASTMLP_INLINE Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -25,10 +26,15 @@ struct Vec<float> {
   static FASTMLP_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static FASTMLP_INLINE Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
   static FASTMLP_INLINE Reg abs(Reg a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-  static FASTMLP_INLINE Reg round(Reg a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static FASTMLP_INLINE Reg floor(Reg a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static FASTMLP_INLINE Reg round(Reg a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static FASTMLP_INLINE Reg floor(Reg a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) {
-    const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256i bits =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return mul(x, _mm256_castsi256_ps(bits));
   }
   static FASTMLP_INLINE Reg is_positive(Reg a) { return _mm256_cmp_ps(a, zero(), _CMP_GT_OQ); }
@@ -65,10 +71,12 @@ struct Vec<float> {
     Reg t[4];
     FASTMLP_UNROLL
     for (int i = 0; i < 4; ++i) {
-      t[i] = add(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+      t[i] = add(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                 _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
     }
     FASTMLP_UNROLL
-    for (int i = 0; i < 2; ++i) {  // each 128-bit half now holds partial sums of the rows 4i … 4i + 3
+    for (int i = 0; i < 2;
+         ++i) {  // each 128-bit half now holds partial sums of the rows 4i … 4i + 3
       t[i] = add(pd(_mm256_unpacklo_pd(dp(t[2 * i]), dp(t[2 * i + 1]))),
                  pd(_mm256_unpackhi_pd(dp(t[2 * i]), dp(t[2 * i + 1]))));
     }
@@ -102,8 +110,12 @@ struct Vec<double> {
   static FASTMLP_INLINE Reg max(Reg a, Reg b) { return _mm256_max_pd(a, b); }
   static FASTMLP_INLINE Reg min(Reg a, Reg b) { return _mm256_min_pd(a, b); }
   static FASTMLP_INLINE Reg abs(Reg a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
-  static FASTMLP_INLINE Reg round(Reg a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static FASTMLP_INLINE Reg floor(Reg a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static FASTMLP_INLINE Reg round(Reg a) {
+    return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static FASTMLP_INLINE Reg floor(Reg a) {
+    return _mm256_round_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) {
     const __m256i whole = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
     const __m256i bits = _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52);

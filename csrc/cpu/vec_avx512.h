@@ -1,10 +1,11 @@
-// AVX-512 vectors: the operations that the algorithms of *-inl.h are written in. Included inside a target region.
+// AVX-512 vectors: the operations that the algorithms of *-inl.h are written in. Included inside a
+// target region.
 //
 // Shared contract of every vec_<isa>.h, for T = float and double:
-//   max(a, b), min(a, b) return b when either is NaN; is_positive(x) is x > 0 (false for NaN), is_not_positive(x) is x <= 0
-//   (false for NaN); select(c, a, b) is c ? a : b; times_exp2(x, n) is x·2^n for integral n with 2^n normal;
-//   transpose(r) transposes the width × width matrix of rows r; sum_rows(r)[i] is the sum of the lanes of r[i], always added
-//   in the same order, whatever i.
+//   max(a, b), min(a, b) return b when either is NaN; is_positive(x) is x > 0 (false for NaN),
+//   is_not_positive(x) is x <= 0 (false for NaN); select(c, a, b) is c ? a : b; times_exp2(x, n) is
+//   x·2^n for integral n with 2^n normal; transpose(r) transposes the width × width matrix of rows
+//   r; sum_rows(r)[i] is the sum of the lanes of r[i], always added in the same order, whatever i.
 // No include guard: the file belongs to the namespace it is included in, once.
 
 template <typename T>
@@ -33,13 +34,20 @@ struct Vec<float> {
   static FASTMLP_INLINE Reg round(Reg a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  static FASTMLP_INLINE Reg floor(Reg a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static FASTMLP_INLINE Reg floor(Reg a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
-  static FASTMLP_INLINE Mask is_positive(Reg a) { return _mm512_cmp_ps_mask(a, zero(), _CMP_GT_OQ); }
-  static FASTMLP_INLINE Mask is_not_positive(Reg a) { return _mm512_cmp_ps_mask(a, zero(), _CMP_LE_OQ); }
+  static FASTMLP_INLINE Mask is_positive(Reg a) {
+    return _mm512_cmp_ps_mask(a, zero(), _CMP_GT_OQ);
+  }
+  static FASTMLP_INLINE Mask is_not_positive(Reg a) {
+    return _mm512_cmp_ps_mask(a, zero(), _CMP_LE_OQ);
+  }
   static FASTMLP_INLINE Reg select(Mask c, Reg a, Reg b) { return _mm512_mask_blend_ps(c, b, a); }
   static FASTMLP_INLINE Reg with_sign_of(Reg a, Reg s) {
-    return _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a), _mm512_and_ps(_mm512_set1_ps(-0.0f), s));
+    return _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a),
+                        _mm512_and_ps(_mm512_set1_ps(-0.0f), s));
   }
 
   static FASTMLP_INLINE void transpose(Reg (&r)[16]) {
@@ -58,8 +66,10 @@ struct Vec<float> {
     }
     FASTMLP_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const Reg a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-      const Reg c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+      const Reg a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88),
+                b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+      const Reg c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88),
+                d = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
       t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
       t[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
       t[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
@@ -73,15 +83,19 @@ struct Vec<float> {
     Reg t[8];
     FASTMLP_UNROLL
     for (int i = 0; i < 8; ++i) {
-      t[i] = add(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+      t[i] = add(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                 _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
     }
     FASTMLP_UNROLL
-    for (int i = 0; i < 4; ++i) {  // each 128-bit part now holds partial sums of the rows 4i … 4i + 3
+    for (int i = 0; i < 4;
+         ++i) {  // each 128-bit part now holds partial sums of the rows 4i … 4i + 3
       t[i] = add(pd(_mm512_unpacklo_pd(dp(t[2 * i]), dp(t[2 * i + 1]))),
                  pd(_mm512_unpackhi_pd(dp(t[2 * i]), dp(t[2 * i + 1]))));
     }
-    const Reg a = add(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
-    const Reg b = add(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
+    const Reg a =
+        add(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+    const Reg b =
+        add(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
     return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   }
 
@@ -113,13 +127,20 @@ struct Vec<double> {
   static FASTMLP_INLINE Reg round(Reg a) {
     return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
-  static FASTMLP_INLINE Reg floor(Reg a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static FASTMLP_INLINE Reg floor(Reg a) {
+    return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) { return _mm512_scalef_pd(x, n); }
-  static FASTMLP_INLINE Mask is_positive(Reg a) { return _mm512_cmp_pd_mask(a, zero(), _CMP_GT_OQ); }
-  static FASTMLP_INLINE Mask is_not_positive(Reg a) { return _mm512_cmp_pd_mask(a, zero(), _CMP_LE_OQ); }
+  static FASTMLP_INLINE Mask is_positive(Reg a) {
+    return _mm512_cmp_pd_mask(a, zero(), _CMP_GT_OQ);
+  }
+  static FASTMLP_INLINE Mask is_not_positive(Reg a) {
+    return _mm512_cmp_pd_mask(a, zero(), _CMP_LE_OQ);
+  }
   static FASTMLP_INLINE Reg select(Mask c, Reg a, Reg b) { return _mm512_mask_blend_pd(c, b, a); }
   static FASTMLP_INLINE Reg with_sign_of(Reg a, Reg s) {
-    return _mm512_or_pd(_mm512_andnot_pd(_mm512_set1_pd(-0.0), a), _mm512_and_pd(_mm512_set1_pd(-0.0), s));
+    return _mm512_or_pd(_mm512_andnot_pd(_mm512_set1_pd(-0.0), a),
+                        _mm512_and_pd(_mm512_set1_pd(-0.0), s));
   }
 
   static FASTMLP_INLINE void transpose(Reg (&r)[8]) {
@@ -131,8 +152,10 @@ struct Vec<double> {
     }
     FASTMLP_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const Reg a = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88), b = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
-      const Reg c = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0x88), d = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0xdd);
+      const Reg a = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88),
+                b = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
+      const Reg c = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0x88),
+                d = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0xdd);
       r[i] = _mm512_shuffle_f64x2(a, c, 0x88);
       r[i + 4] = _mm512_shuffle_f64x2(a, c, 0xdd);
       r[i + 2] = _mm512_shuffle_f64x2(b, d, 0x88);
@@ -143,11 +166,15 @@ struct Vec<double> {
   static FASTMLP_INLINE Reg sum_rows(const Reg (&r)[8]) {
     Reg t[4];
     FASTMLP_UNROLL
-    for (int i = 0; i < 4; ++i) {  // each 128-bit part now holds partial sums of the rows 2i and 2i + 1
-      t[i] = add(_mm512_unpacklo_pd(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_pd(r[2 * i], r[2 * i + 1]));
+    for (int i = 0; i < 4;
+         ++i) {  // each 128-bit part now holds partial sums of the rows 2i and 2i + 1
+      t[i] = add(_mm512_unpacklo_pd(r[2 * i], r[2 * i + 1]),
+                 _mm512_unpackhi_pd(r[2 * i], r[2 * i + 1]));
     }
-    const Reg a = add(_mm512_shuffle_f64x2(t[0], t[1], 0x88), _mm512_shuffle_f64x2(t[0], t[1], 0xdd));
-    const Reg b = add(_mm512_shuffle_f64x2(t[2], t[3], 0x88), _mm512_shuffle_f64x2(t[2], t[3], 0xdd));
+    const Reg a =
+        add(_mm512_shuffle_f64x2(t[0], t[1], 0x88), _mm512_shuffle_f64x2(t[0], t[1], 0xdd));
+    const Reg b =
+        add(_mm512_shuffle_f64x2(t[2], t[3], 0x88), _mm512_shuffle_f64x2(t[2], t[3], 0xdd));
     return add(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
   }
 };

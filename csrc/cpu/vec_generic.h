@@ -1,5 +1,5 @@
-// Plain C++ vectors for any CPU; the contract stands in vec_avx512.h. Four lanes a register: what the compiler's baseline
-// (SSE2 on x86-64, NEON on Arm) turns into single instructions.
+// Plain C++ vectors for any CPU; the contract stands in vec_avx512.h. Four lanes a register: what
+// the compiler's baseline (SSE2 on x86-64, NEON on Arm) turns into single instructions.
 
 template <typename T>
 struct Vec {
@@ -80,7 +80,10 @@ struct Vec {
     return each([&](int i) { return std::floor(a.lane[i]); });
   }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) {
-    return each([&](int i) { return n.lane[i] == n.lane[i] ? std::ldexp(x.lane[i], static_cast<int>(n.lane[i])) : n.lane[i]; });
+    return each([&](int i) {
+      return n.lane[i] == n.lane[i] ? std::ldexp(x.lane[i], static_cast<int>(n.lane[i]))
+                                    : n.lane[i];
+    });
   }
   static FASTMLP_INLINE Mask is_positive(Reg a) {
     return test([&](int i) { return a.lane[i] > T(0); });
@@ -107,6 +110,7 @@ struct Vec {
     }
   }
   static FASTMLP_INLINE Reg sum_rows(const Reg (&r)[width]) {
-    return each([&](int i) { return (r[i].lane[0] + r[i].lane[1]) + (r[i].lane[2] + r[i].lane[3]); });
+    return each(
+        [&](int i) { return (r[i].lane[0] + r[i].lane[1]) + (r[i].lane[2] + r[i].lane[3]); });
   }
 };

@@ -59,11 +59,7 @@ class Normalize:
         """image: floats `[..., C, H, W]`; so is the result, in new memory."""
         if not isinstance(image, Tensor) or not image.is_floating_point():
             raise TypeError("Normalize takes a tensor of floats: put ToTensor() before it")
-        mean, std = (
-            torch.tensor(values, dtype=image.dtype, device=image.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return image.sub(mean).div_(std)
+        return image.sub(_by_channel(self.mean, image)).div_(_by_channel(self.std, image))
 
     def __repr__(self) -> str:
         return f"Normalize(mean={self.mean}, std={self.std})"
@@ -86,6 +82,13 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({self.transforms})"
+
+
+def _by_channel(values: tuple[float, ...], image: Tensor) -> Any:
+    """What broadcasts over `[..., C, H, W]`; one channel, the usual case, needs no tensor."""
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=image.dtype, device=image.device).view(-1, 1, 1)
 
 
 def _from_pil(image: Any) -> Tensor:

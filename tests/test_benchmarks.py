@@ -1,0 +1,331 @@
+"""The benchmarks run, and mean what they print: samples are paired, wrong results are not timed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastmlp
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # scripts, not a package
+
+import check  # noqa: E402
+import grid  # noqa: E402
+import harness  # noqa: E402
+import memory  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+import shapes  # noqa: E402
+import suite  # noqa: E402
+
+TINY = shapes.select("tiny-1")[0]
+
+
+def run(
+    script: str, *arguments: str, status: int | None = 0, given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """A benchmark in its own process, using the fastmlp that is under test."""
+    package = str(Path(fastmlp.__file__).resolve().parents[1])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        input=given, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    assert status is None or done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+# The scripts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "rows"), [("model.py", 4), ("step.py", 2), ("grid.py", 4)], ids=lambda v: str(v)
+)
+def test_network_benchmarks_run(script: str, rows: int, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    options = ["--quick", "--shapes", "tiny-1", "--peers", "fastmlp,eager", "--threads", "1"]
+    # A loss, which ends grid.py with 1, is for quiet machines to find.
+    printed = run(script, *options, "--csv", str(file), status=None).stdout
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert len(table) == rows
+    for row in table:
+        assert row["shape"] in printed
+        assert row["network"] == "64-64-64-4"
+        assert row["threads"] == "1"
+        assert row["isa"] == fastmlp.get_isa()
+        assert 0 < float(row["us_low"]) <= float(row["us_median"]) <= float(row["us_high"])
+        assert 0 < float(row["ratio_low"]) <= float(row["ratio_high"])
+        assert float(row["gflops"]) > 0
+        assert float(row["peak_gflops"]) > 0
+        assert row["contestant"] != "eager" or float(row["ratio_median"]) == 1
+
+
+@pytest.mark.parametrize("peer", ["jax", "onnxruntime", "compile"])
+def test_peers_compute_the_same(peer: str) -> None:
+    if peer != "compile":
+        pytest.importorskip(peer)
+    if peer == "onnxruntime":
+        pytest.importorskip("onnx")
+    printed = run("model.py", "--quick", "--shapes", "b3-w8-d3", "--peers", peer).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("b3-w8-d3")]
+    assert [line.split()[3] for line in lines] == [peer] * (1 if peer == "onnxruntime" else 2)
+
+
+def test_a_missing_peer_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    found = list(peers.contestants(["onnxruntime", "eager"], peers.Problem(TINY, "forward"), 1))
+    assert [c.name for c in found] == ["eager"]
+    assert capsys.readouterr().out.startswith("skipped onnxruntime, forward of tiny-1: ")
+
+
+def test_peak_runs() -> None:
+    rows = run("peak.py", "--quick", "--threads", "1").stdout.splitlines()[-2:]
+    assert [row.split()[:2] for row in rows] == [["float32", "1"], ["float64", "1"]]
+    assert all(float(row.split()[2]) > 0 for row in rows)
+
+
+def test_import_time_runs() -> None:
+    printed = run("import_time.py", "--quick", "--rounds", "1").stdout
+    assert printed.count(" ms ") == 3
+
+
+def test_memory_kept_is_no_more_than_eagers() -> None:
+    printed = run("memory.py", "--quick", "--shapes", "lecture-50,tiny-1,b17-w17-d3").stdout
+    counts = [[int(c.replace(",", "")) for c in r.split()[2:]] for r in printed.splitlines()[2:]]
+    assert len(counts) == 3
+    assert counts[0][1] == counts[0][3] == 50 * 300 * 4  # eager keeps ReLU's result
+    assert all(ours <= eager for r in counts for ours, eager in (r[:2], r[2:]))
+
+
+def test_memory_sees_what_is_kept() -> None:
+    class Hoarder(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.extra = torch.zeros(1000)
+            return (super().forward(x) * 2).exp()
+
+    model, x = Hoarder(4, 8), torch.zeros(2, 4)
+    assert memory.saved(model, x) == 2 * 8 * 4  # the result of exp, which is the output
+    with torch.no_grad():
+        assert memory.allocated(model, x) == 1000 * 4
+
+
+def test_compare_serves_both_builds() -> None:
+    ready, sample = run(
+        "compare.py", "serve", "1", "0.001", given="tiny-1 forward\n\n"
+    ).stdout.split("\n", 1)
+    assert ready == "ready"
+    assert all(float(value) > 0 for value in sample.split())
+
+
+def test_plot_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "plot.png"
+    run(
+        "model.py", "--quick", "--shapes", "tiny-1", "--peers", "fastmlp,eager", "--plot", str(file)
+    )
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [((1.01, 1.3, 1.5), False), ((0.99, 1.3, 1.5), True), ((0.7, 0.8, 0.9), False), (None, False)],
+)
+def test_grid_measures_again_what_is_undecided(
+    ratios: tuple[float, float, float] | None, expected: bool
+) -> None:
+    time_s = harness.Spread(1e-3, 2e-3, 3e-3)
+    ratio = harness.Spread(*ratios) if ratios else None
+    row = report.Row(TINY, "forward", "fastmlp", time_s, ratio, 100.0, 3)
+    assert grid.undecided(row) == expected
+    assert not grid.undecided(dataclasses.replace(row, contestant="eager"))
+
+
+@pytest.mark.parametrize("wrong", ["--shapes=none", "--peers=numpy", "--tasks=sleep"])
+def test_unknown_names_are_refused_on_one_line(wrong: str) -> None:
+    assert "model.py: error: argument" in run("model.py", wrong, status=2).stderr.splitlines()[-1]
+
+
+# The table of shapes -----------------------------------------------------------------------------
+
+
+def test_grid_spans_what_it_should() -> None:
+    grid = shapes.select("grid")
+    assert len(grid) >= 60
+    assert len({s.name for s in shapes.SHAPES}) == len(shapes.SHAPES)
+    for values, low, high in (
+        ([s.batch for s in grid], 1, 4096),
+        ([s.sizes[0] for s in grid], 8, 2048),
+        ([len(s.sizes) - 1 for s in grid], 1, 8),
+    ):
+        assert (min(values), max(values)) == (low, high)
+
+
+def test_flops_are_those_of_the_products() -> None:
+    lecture = shapes.select("lecture-50")[0]
+    first, second = 2 * 50 * 784 * 300, 2 * 50 * 300 * 10
+    assert lecture.flops("forward") == first + second
+    assert lecture.flops("forward+backward") == 2 * first + 3 * second  # no dX of the input
+
+
+def test_select_by_pattern_and_group() -> None:
+    assert [s.name for s in shapes.select("lecture-*, tiny-1")] == [
+        "lecture-50",
+        "lecture-1",
+        "tiny-1",
+    ]
+    with pytest.raises(ValueError, match="no shape matches 'nothing'"):
+        shapes.select("nothing")
+
+
+# Statistics and timing ---------------------------------------------------------------------------
+
+
+def test_spread() -> None:
+    assert harness.Spread.of(range(101)) == (10, 50, 90)
+    assert harness.Spread.of([3.0]) == (3, 3, 3)
+
+
+def test_speedup_pairs_the_rounds() -> None:
+    # The machine slowed down tenfold for the third round: the ratio stays what it is.
+    assert harness.speedup([2, 2, 20, 2], [1, 1, 10, 1]) == (2, 2, 2)
+    # Of the medians the ratio would be 1.
+    assert harness.speedup([1, 2, 3], [0.5, 4, 2]).median == 1.5
+    with pytest.raises(ValueError, match="argument 2"):
+        harness.speedup([1, 2], [1])
+
+
+def test_rounds_fit_the_budget() -> None:
+    effort = harness.Effort(rounds=20, block_s=1, budget_s=10, least_rounds=5)
+    assert [effort.rounds_for(s) for s in (0.1, 1, 100)] == [20, 10, 5]
+    assert effort._replace(rounds=3).rounds_for(0.1) == 3
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_measure_gives_each_a_sample_a_round(grad: bool) -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    def call() -> None:
+        seen.add((torch.is_grad_enabled(), gc.isenabled()))
+
+    samples = harness.measure({"a": call, "b": call}, harness.QUICK, grad=grad)
+    assert {name: len(s) for name, s in samples.items()} == dict.fromkeys(
+        "ab", harness.QUICK.rounds
+    )
+    assert all(second > 0 for s in samples.values() for second in s)
+    assert seen == {(grad, False)}
+    assert gc.isenabled()
+
+
+def test_a_block_is_as_long_as_asked() -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+
+    block = harness.Block(call, 0.001)
+    calls = 0
+    block.sample()
+    assert calls == block.inner + block.lead_in
+    assert block.inner > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are seen through /proc")
+def test_settle_waits_for_other_threads() -> None:
+    started, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        factor = torch.zeros(2000, 2000, dtype=torch.float64)
+        started.set()
+        factor @ factor  # without the GIL, for a good part of a second
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait()
+    time.sleep(0.02)  # until it has the GIL no more
+    harness.settle(limit_s=60)
+    assert done.wait(0.01)  # what follows the product takes no time
+    thread.join()
+
+
+# The check ---------------------------------------------------------------------------------------
+
+
+def eager_results(task: str) -> tuple[peers.Problem, peers.Results]:
+    problem = peers.Problem(shapes.select("b17-w17-d3")[0], task)
+    return problem, peers.eager(problem, 1).results()
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+@pytest.mark.parametrize("peer", ["eager", "fastmlp"])
+def test_right_results_pass(peer: str, task: str) -> None:
+    problem = peers.Problem(shapes.select("b17-w17-d3")[0], task)
+    with torch.set_grad_enabled(task != "forward"):
+        assert check.fault(problem, peers.PEERS[peer](problem, 1).results()) is None
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+def test_every_wrong_result_is_found(task: str) -> None:
+    with torch.set_grad_enabled(task != "forward"):
+        problem, right = eager_results(task)
+    assert len(right) == {"forward": 1, "forward+backward": 7, "step": 6}[task]
+    for name, array in right.items():
+        for wrong in (
+            array * np.float32(1.05),
+            np.where(array == array.max(), np.nan, array),
+            array[:-1],
+        ):
+            assert str(check.fault(problem, right | {name: wrong})).startswith(name)
+        rest = {k: v for k, v in right.items() if k != name}
+        assert "expected" in str(check.fault(problem, rest))
+
+
+def test_one_number_beyond_its_bound_is_found() -> None:
+    problem, right = eager_results("forward+backward")
+    wrong = right["dW1"].copy()
+    wrong[3, 5] += 1e-3 * abs(wrong).max()
+    assert "dW1[3, 5]" in str(check.fault(problem, right | {"dW1": wrong}))
+
+
+def test_a_step_of_another_length_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "LEARNING_RATE", 1.1 * peers.LEARNING_RATE)
+    problem, wrong = eager_results("step")
+    assert "off by" in str(check.fault(problem, wrong))
+
+
+def test_a_wrong_peer_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never() -> None:
+        raise AssertionError("timed")
+
+    def wrong(problem: peers.Problem, threads: int) -> peers.Contestant:
+        right = peers.eager(problem, threads).results()
+        return peers.Contestant("wrong", never, lambda: {"y": right["y"] + 1})
+
+    monkeypatch.setitem(peers.PEERS, "wrong", wrong)
+    parser = suite.network_options("test", "tiny-1", ("forward",), ("eager", "wrong"))
+    threads = torch.get_num_threads()
+    measured = suite.Suite(parser.parse_args(["--quick"]))
+    assert measured.run() == 1
+    assert [row.contestant for row in measured.rows] == ["eager"]
+    assert "refused wrong, forward of tiny-1: y: off by" in capsys.readouterr().err
+    assert torch.get_num_threads() == threads

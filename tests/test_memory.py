@@ -1,0 +1,143 @@
+"""Kernels read nothing outside of their inputs and write nothing outside of their outputs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from processes import output, run
+
+from fastmlp import _C
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+
+# Operands end, or begin, where an unreadable page does: a number too far is a segmentation fault.
+GUARDED = """
+import ctypes, faulthandler, math, mmap, sys
+import torch
+from fastmlp import _C, functional
+
+faulthandler.enable()
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PAGE = mmap.PAGESIZE
+
+class Arena:
+    def __init__(self, pages=40):
+        self.size = pages * PAGE
+        self.map = mmap.mmap(-1, self.size + 2 * PAGE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        for guard in (address, address + PAGE + self.size):
+            assert libc.mprotect(guard, PAGE, 0) == 0
+
+    def tensor(self, shape, dtype, at_end):
+        count = math.prod(shape)
+        offset = PAGE + (self.size - count * dtype.itemsize if at_end else 0)
+        flat = torch.frombuffer(self.map, dtype=dtype, count=count, offset=offset)
+        return flat.view(shape).normal_()
+
+arenas = [Arena() for _ in range(8)]
+
+def run(batch, sizes, dtype, at_end, hidden):
+    free = iter(arenas)
+    make = lambda *shape: next(free).tensor(shape, dtype, at_end)
+    layers = list(zip(sizes, sizes[1:]))
+    x, g = make(batch, sizes[0]), make(batch, sizes[-1])
+    weights = [make(n, m) for m, n in layers]
+    biases = [make(n) for _, n in layers]
+    given = [x, *weights, *biases]
+    before = [t.clone() for t in given + [g]]
+    for t in given:
+        t.requires_grad_()
+    with torch.no_grad():
+        functional.mlp(x, weights, biases, hidden)
+    y = functional.mlp(x, weights, biases, hidden)
+    grads = torch.autograd.grad(y, given, g)
+    assert all(torch.equal(a, b) for a, b in zip(before, given + [g]))
+    return [y, *grads]
+"""
+
+READS = (
+    GUARDED
+    + """
+_C.set_isa(ISA)
+EDGES = [1, 2, 3, 15, 16, 17, 31, 33, 64, 65]
+for dtype in (torch.float32, torch.float64):
+    for at_end in (True, False):
+        for i, batch in enumerate(EDGES):
+            for j, m in enumerate(EDGES):
+                n = EDGES[(i + j) % len(EDGES)]
+                run(batch, [m, n], dtype, at_end, "relu")
+                run(batch, [m, n, m], dtype, at_end, "gelu")
+"""
+)
+
+# The proof that the pages are guarded.
+FAULTY = (
+    GUARDED
+    + """
+t = arenas[0].tensor((5,), torch.float32, AT_END)
+print(ctypes.c_float.from_address(t.data_ptr() + (20 if AT_END else -4)).value)
+"""
+)
+
+
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_reads_nothing_outside(isa: str) -> None:
+    output(f"ISA = {isa!r}\n{READS}")
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_guards_are_there(at_end: bool) -> None:
+    assert run(f"AT_END = {at_end}\n{FAULTY}").returncode < 0
+
+
+# glibc's checking allocator puts a mark after each block and stops the process that changed one.
+CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "2"}
+MAPPED = "any('libc_malloc_debug' in line for line in open('/proc/self/maps'))"
+
+WRITES = """
+import torch
+from fastmlp import _C, functional
+_C.set_isa(ISA)
+EDGES = [1, 2, 3, 15, 16, 17, 31, 33, 64, 65]
+for dtype in (torch.float32, torch.float64):
+    for i, batch in enumerate(EDGES):
+        for j, m in enumerate(EDGES):
+            n = EDGES[(i + j) % len(EDGES)]
+            for sizes, hidden in (([m, n], "relu"), ([m, n, m], "gelu"), ([m, n, n, m], "tanh")):
+                make = lambda *shape: torch.randn(shape, dtype=dtype, requires_grad=True)
+                weights = [make(b, a) for a, b in zip(sizes, sizes[1:])]
+                biases = [make(b) for b in sizes[1:]]
+                x = make(batch, m)
+                functional.mlp(x, weights, biases, hidden).sum().backward()
+                with torch.no_grad():
+                    functional.mlp(x, weights, biases, hidden)
+print("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def _checked_allocator() -> None:
+    if output(f"print({MAPPED})", **CHECKED).strip() != "True":
+        pytest.skip("glibc's libc_malloc_debug is not installed")
+
+
+@pytest.mark.usefixtures("_checked_allocator")
+@pytest.mark.parametrize("isa", _C.available_isas())
+def test_writes_nothing_outside(isa: str) -> None:
+    assert output(f"ISA = {isa!r}\n{WRITES}", **CHECKED).strip() == "done"
+
+
+@pytest.mark.usefixtures("_checked_allocator")
+def test_allocator_checks() -> None:
+    fault = """
+import ctypes, torch
+t = torch.empty(5)
+ctypes.memset(t.data_ptr() + 20, 1, 1)
+del t
+print("done")
+"""
+    done = run(fault, **CHECKED)
+    assert done.returncode < 0
+    assert "done" not in done.stdout
