@@ -149,6 +149,7 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
       check_versions(call);
       gradients = differentiable(call, grads[0], tensors, needs);
     } else {
+      const at::AutoDispatchBelowADInplaceOrView guard;
       gradients = mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers),
                                output, saved, call.activations, call.slopes, call.needs, needs);
     }

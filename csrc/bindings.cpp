@@ -19,6 +19,7 @@
 #include "cpu/record.h"
 #include "mlp.h"
 #include "ops.h"
+#include "problem.h"
 
 namespace py = pybind11;
 
@@ -54,7 +55,7 @@ const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor) {
 
 struct Network {
   c10::SmallVector<at::Tensor, 8> weights;
-  OptionalTensors biases;
+  c10::SmallVector<std::optional<at::Tensor>, 8> biases;
   c10::SmallVector<int64_t, 8> activations;
   c10::SmallVector<double, 8> slopes;
 
@@ -104,8 +105,14 @@ PyObject* run_network(const at::Tensor& input, const Network& network) {
   at::Tensor output;
   {
     const py::gil_scoped_release release;
-    output = mlp(input, at::TensorList(network.weights.data(), network.weights.size()),
-                 network.biases, network.activations, network.slopes);
+    const at::TensorList weights(network.weights.data(), network.weights.size());
+    if (at::GradMode::is_enabled()) {
+      OptionalTensors biases;
+      for (const auto& bias : network.biases) biases.push_back(bias);
+      output = mlp(input, weights, biases, network.activations, network.slopes);
+    } else {
+      output = infer({input, weights, network.biases, network.activations, network.slopes});
+    }
   }
   return THPVariable_Wrap(std::move(output));
 }

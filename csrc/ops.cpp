@@ -93,6 +93,21 @@ void place_saved(Forward<T>& problem, const SavedLayout& layout, const at::Tenso
   problem.layers.back().output = output;
 }
 
+template <typename T>
+void library_product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row_stride,
+                     int64_t a_col_stride, const T* b, int64_t b_row_stride, int64_t b_col_stride,
+                     T* c, int64_t c_stride) {
+  const at::AutoDispatchBelowADInplaceOrView
+      guard;  // of this thread, whichever of the team's it is
+  const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
+  const auto matrix = [&](const T* data, at::IntArrayRef sizes, at::IntArrayRef strides) {
+    return at::from_blob(const_cast<T*>(data), sizes, strides, options);
+  };
+  at::Tensor out = matrix(c, {m, n}, {c_stride, 1});
+  at::mm_out(out, matrix(a, {m, k}, {a_row_stride, a_col_stride}),
+             matrix(b, {k, n}, {b_row_stride, b_col_stride}));
+}
+
 template <template <typename> class Pass, typename T, typename Problem>
 void run_pass(const Problem& problem, const at::TensorOptions& options) {
   Pass<T> pass(problem, at::in_parallel_region() ? 1 : at::get_num_threads());
@@ -101,26 +116,21 @@ void run_pass(const Problem& problem, const at::TensorOptions& options) {
   pass.run(elements > 0 ? workspace.mutable_data_ptr<T>() : nullptr);
 }
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::TensorList weights,
-                                                   const OptionalTensors& biases,
-                                                   at::IntArrayRef activations,
-                                                   at::ArrayRef<double> slopes,
-                                                   c10::List<bool> need_list) {
-  const std::vector<std::optional<at::Tensor>> bias_list(biases.begin(), biases.end());
-  const Arguments arguments{input, weights, bias_list, activations, slopes};
+std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const Needs& needs) {
   check(arguments);
-  const Needs needs(need_list.begin(), need_list.end());
-  check_needs(weights.size(), needs);
+  check_needs(arguments.weights.size(), needs);
+  const at::Tensor& input = arguments.input;
   at::DimVector sizes(input.sizes());
-  sizes.back() = weights.back().size(0);
+  sizes.back() = arguments.weights.back().size(0);
   const at::Tensor output = at::empty(sizes, input.options());
   const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
-  const SavedLayout layout = saved_layout(batch, weights, activations, needs);
+  const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
   const at::Tensor saved = at::empty({layout.elements}, input.options());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     Operands operands;
     Forward<T> problem = make_forward<T>(arguments, operands);
+    problem.library = library_product<T>;
     place_saved<T>(problem, layout, saved, output.mutable_data_ptr<T>());
     run_pass<cpu::ForwardPass, T>(problem, input.options());
   };
@@ -128,11 +138,20 @@ std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::
   return {output, saved};
 }
 
+std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::TensorList weights,
+                                                   const OptionalTensors& biases,
+                                                   at::IntArrayRef activations,
+                                                   at::ArrayRef<double> slopes,
+                                                   c10::List<bool> needs) {
+  const std::vector<std::optional<at::Tensor>> bias_list(biases.begin(), biases.end());
+  return run_forward({input, weights, bias_list, activations, slopes},
+                     Needs(needs.begin(), needs.end()));
+}
+
 std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                          at::TensorList weights, const at::Tensor& output,
                                          const at::Tensor& saved, at::IntArrayRef activations,
-                                         at::ArrayRef<double> slopes,
-                                         c10::List<bool> kept_list,
+                                         at::ArrayRef<double> slopes, c10::List<bool> kept_list,
                                          c10::List<bool> need_list) {
   const size_t layers = weights.size();
   const std::vector<std::optional<at::Tensor>> no_biases(layers);
@@ -149,6 +168,7 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
     Operands operands;
     Backward<T> problem;
     problem.forward = make_forward<T>(arguments, operands);
+    problem.forward.library = library_product<T>;
     // Backward only reads them.
     place_saved<T>(problem.forward, layout, saved, const_cast<T*>(output_rows.const_data_ptr<T>()));
     problem.grad_output = grad_rows.const_data_ptr<T>();
@@ -177,6 +197,9 @@ at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList weights,
 }
 
 }  // namespace
+
+at::Tensor infer(const Arguments& arguments) { return std::get<0>(run_forward(arguments, {})); }
+
 }  // namespace fastmlp
 
 TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {

@@ -26,4 +26,9 @@ std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Te
                                      at::ArrayRef<double> slopes, const std::vector<bool>& kept,
                                      const std::vector<bool>& needs);
 
+// mlp() without gradients and past the dispatcher, whose lists cost more than a small network: for
+// plain CPU tensors where no mode is active.
+struct Arguments;
+at::Tensor infer(const Arguments& arguments);
+
 }  // namespace fastmlp

@@ -21,8 +21,7 @@ struct Arguments {
 };
 
 // Throws c10::Error (RuntimeError in Python) with given and expected shapes unless the arguments
-// form a network. Works on meta and fake tensors: it reads shapes as far as they are known, never
-// data.
+// form a network.
 void check(const Arguments& arguments);
 
 // Which gradients are wanted: of input, weights…, biases…; empty: none.

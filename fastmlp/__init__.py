@@ -1,4 +1,4 @@
-"""fastmlp: the multilayer perceptron of PyTorch, with the same numbers, in fewer and faster steps."""
+"""PyTorch's multilayer perceptron, with the same numbers, in fewer and faster steps."""
 
 from fastmlp import functional
 from fastmlp._ops import get_isa

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastmlp import _extension
 
-_C = _extension.load()
+if TYPE_CHECKING:
+    from fastmlp import _C as _C
+else:
+    _C = _extension.load()
 _C.get_isa()  # reads FASTMLP_ISA: a wrong name is an error here, at import
 
 
@@ -19,7 +23,7 @@ def get_isa() -> str:
     It is the best one that the processor and the operating system support, unless the environment
     variable `FASTMLP_ISA` forced another when fastmlp was imported.
     """
-    return str(_C.get_isa())
+    return _C.get_isa()
 
 
 def _saved_elements(
@@ -48,8 +52,10 @@ def _output(input: Tensor, weights: Sequence[Tensor]) -> Tensor:
     for weight in weights:
         torch._check(
             weight.size(1) == features,
-            lambda: f"fastmlp: mat1 and mat2 shapes cannot be multiplied: got an input of shape "
-            f"{tuple(input.shape)} and weights of shapes {[tuple(w.shape) for w in weights]}",
+            lambda: (
+                f"fastmlp: mat1 and mat2 shapes cannot be multiplied: got an input of shape "
+                f"{tuple(input.shape)} and weights of shapes {[tuple(w.shape) for w in weights]}"
+            ),
         )
         features = weight.size(0)
     return input.new_empty((*input.shape[:-1], features))

@@ -16,7 +16,7 @@ from fastmlp._ops import _C
 __all__ = ["ACTIVATIONS", "linear", "mlp"]
 
 ACTIVATIONS: tuple[str, ...] = _C.ACTIVATIONS
-"""The names of the activations that run fused, at the parameters that torch's modules default to."""
+"""The activations that run fused, with the parameters that torch's modules default to."""
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _SLOPES = {"leaky_relu": 0.01, "elu": 1.0}
@@ -103,7 +103,8 @@ def run(
     """The network of the operators' arguments, fused where it can be, plain elsewhere."""
     if torch.compiler.is_compiling():
         if why_plain_when_compiled(input, weights, biases) is None:
-            return torch.ops.fastmlp.mlp(input, weights, biases, codes, slopes)
+            result: Tensor = torch.ops.fastmlp.mlp(input, weights, biases, codes, slopes)
+            return result
         return plain(input, weights, biases, codes, slopes)
     if forward_ad._current_level < 0:
         output = _C.run(input, weights, biases, codes, slopes)

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ class FusedMLP(nn.Sequential):
         sizes = list(sizes)
         if len(sizes) < 2:
             raise ValueError(f"fastmlp: expected at least two sizes (input, output), got {sizes}")
-        for i, (in_features, out_features) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (in_features, out_features) in enumerate(pairwise(sizes)):
             self.append(nn.Linear(in_features, out_features, bias, device=device, dtype=dtype))
             after = activation if i + 2 < len(sizes) else output_activation
             if after is not None:
@@ -121,11 +122,11 @@ class FusedMLP(nn.Sequential):
     @classmethod
     def from_sequential(cls, sequential: nn.Sequential) -> FusedMLP:
         """A FusedMLP of the very modules of a Sequential, so that both share their parameters."""
-        return cls(OrderedDict(sequential._modules.items()))  # type: ignore[arg-type]
+        return cls(OrderedDict(sequential._modules.items()))
 
     def as_sequential(self) -> nn.Sequential:
         """The plain `nn.Sequential` of the very same modules."""
-        return nn.Sequential(OrderedDict(self._modules.items()))  # type: ignore[arg-type]
+        return nn.Sequential(OrderedDict(self._modules.items()))
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., sizes[0])` to `(..., sizes[-1])`."""
@@ -137,7 +138,8 @@ class FusedMLP(nn.Sequential):
         if isinstance(network, str):
             if not torch.compiler.is_compiling():
                 _log.debug("plain path: %s", network)
-            return super().forward(input)
+            plain: Tensor = super().forward(input)
+            return plain
         return functional.run(input, *network)
 
     def why_plain(self, input: Tensor) -> str | None:
@@ -164,11 +166,11 @@ class FusedMLP(nn.Sequential):
             if any(getattr(module, hooks) for hooks in _HOOKS):
                 return f"module {name} has a hook"
             if type(module) is nn.Linear:
-                parameters = module._parameters
-                if "weight" not in parameters or "bias" not in parameters:
+                weight = module._parameters.get("weight")
+                if weight is None or "bias" not in module._parameters:
                     return f"the parameters of module {name} are computed"
-                weights.append(parameters["weight"])
-                biases.append(parameters["bias"])
+                weights.append(weight)
+                biases.append(module._parameters["bias"])
                 codes.append(0)
                 slopes.append(0.0)
                 activated = False

@@ -16,6 +16,13 @@ from fastmlp import _C
 
 AT_MOST = 1.5  # times torch's own error
 
+
+def at_most(isa: str) -> float:
+    """The generic kernels are for processors without FMA and round each product before it is added:
+    twice the rounding errors a term, √2 times their norm, of what torch commits here with FMA."""
+    return AT_MOST * math.sqrt(2) if isa == "generic" else AT_MOST
+
+
 SHAPES = [
     (1, [64, 64, 4]),
     (1, [1500, 40]),
@@ -65,7 +72,7 @@ class Sweep:
                 off = max(error(tensor, exact), self.least)
                 ratio = off / max(error(theirs[name], exact), self.least)
                 if min(independent, tensor.numel()) >= 2000:
-                    assert ratio <= AT_MOST, (
+                    assert ratio <= at_most(isa), (
                         f"{isa}: {name} of {what}, {kind}: {ratio:.2f}× torch's"
                     )
                 key = (isa, kind, name.rstrip("0123456789"))
@@ -77,7 +84,7 @@ class Sweep:
             values = torch.tensor(logs, dtype=torch.float64)
             mean, deviation = float(values.mean()), float(values.std())
             least = math.exp(mean - 2 * deviation / math.sqrt(len(logs)))
-            assert least <= AT_MOST, f"{key}: {math.exp(mean):.2f} times torch's error"
+            assert least <= at_most(key[0]), f"{key}: {math.exp(mean):.2f} times torch's error"
 
 
 @pytest.mark.parametrize("hidden", ACTIVATIONS)

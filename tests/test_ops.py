@@ -54,9 +54,7 @@ def test_opcheck(problem: Problem, needed: bool) -> None:
     torch.library.opcheck(OPS.mlp.default, arguments(problem, needed))
 
 
-def backward_arguments(
-    problem: Problem, kept: list[bool], needs: list[bool]
-) -> tuple[object, ...]:
+def backward_arguments(problem: Problem, kept: list[bool], needs: list[bool]) -> tuple[object, ...]:
     x, weights, biases, codes, slopes = arguments(problem)
     y, saved = OPS.mlp_forward(x, weights, biases, codes, slopes, kept)
     return (problem.grad_output, x, weights, y, saved, codes, slopes, kept, needs)

@@ -135,6 +135,9 @@ void column_sums(int64_t rows, int64_t n, const T* a, int64_t stride, T* out) {
   }
 }
 
+// Rows far apart are no pattern that the processor fetches ahead by itself.
+constexpr int64_t kPackAhead = 8;
+
 template <typename T>
 void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                      int64_t packed_stride) {
@@ -151,7 +154,10 @@ void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* p
       T* to = packed + p * packed_stride + j;
       if (rows == w && columns == w) {
         FASTMLP_UNROLL
-        for (int i = 0; i < w; ++i) block[i] = V::load(from + i * stride);
+        for (int i = 0; i < w; ++i) {
+          block[i] = V::load(from + i * stride);
+          __builtin_prefetch(from + i * stride + kPackAhead * w);
+        }
       } else {
         FASTMLP_UNROLL
         for (int i = 0; i < w; ++i)
@@ -170,12 +176,18 @@ template <typename T>
 void pack_rows(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                int64_t packed_stride) {
   using V = Vec<T>;
-  for (int64_t j = 0; j < packed_stride; j += V::width) {
-    const auto mask = V::first(n - j < V::width ? n - j : V::width);
-    const auto kept = V::first(packed_stride - j < V::width ? packed_stride - j : V::width);
-    for (int64_t p = 0; p < k; ++p) {
-      V::store(packed + p * packed_stride + j, V::load(source + p * stride + j, mask), kept);
+  const int64_t last = (packed_stride - 1) / V::width * V::width;
+  const auto mask = V::first(n > last ? n - last : 0), kept = V::first(packed_stride - last);
+  for (int64_t p = 0; p < k; ++p) {
+    const T* from = source + p * stride;
+    T* to = packed + p * packed_stride;
+    for (int64_t j = 0; j < last; j += V::width) {
+      __builtin_prefetch(from + kPackAhead * stride + j);
+      V::store(to + j, n - j < V::width ? V::load(from + j, V::first(n > j ? n - j : 0))
+                                        : V::load(from + j));
     }
+    __builtin_prefetch(from + kPackAhead * stride + last);
+    V::store(to + last, V::load(from + last, mask), kept);
   }
 }
 

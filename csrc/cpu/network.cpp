@@ -35,19 +35,23 @@ int64_t aligned(int64_t elements) {
   return (elements + unit - 1) / unit * unit;
 }
 
-// A buffer of its own for each member of the team, of what the largest of all products needs.
+// A buffer for all members of the team and one of its own for each, of what the largest of all
+// products needs. A product that uses the shared one may begin while a member still finishes the
+// product before it: network.cpp waits in between.
 template <typename T>
 class Buffers {
  public:
   void add(const Product<T>& product) {
     need_ = std::max(need_, aligned<T>(product.buffer_elements()));
+    shared_ = std::max(shared_, aligned<T>(product.shared_elements()));
   }
-  int64_t elements(int threads) const { return need_ * threads; }
+  int64_t elements(int threads) const { return shared_ + need_ * threads; }
   void place(T* workspace) { begin_ = workspace; }
-  T* of(Member member) const { return begin_ + member.index * need_; }
+  T* of(Member member) const { return begin_ + shared_ + member.index * need_; }
+  T* shared() const { return begin_; }
 
  private:
-  int64_t need_ = 0;
+  int64_t need_ = 0, shared_ = 0;
   T* begin_ = nullptr;
 };
 
@@ -85,7 +89,8 @@ struct ForwardPass<T>::State {
       outputs.push_back(output);
       sums.push_back(layer.sums ? layer.sums : output);
       products.emplace_back(kernels, problem.batch, layer.out_features, layer.in_features, input,
-                            Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back());
+                            Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back(),
+                            problem.library);
       buffers.add(products.back());
       input = {output, layer.out_features, 1};
     }
@@ -104,7 +109,7 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
     const bool nothing = layer.activation == Activation::identity && !layer.bias;
-    products[l].compute(member, buffers.of(member),
+    products[l].compute(member, buffers.of(member), buffers.shared(),
                         [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
                           if (nothing) return;
                           const int64_t at = i * layer.out_features + j;
@@ -169,11 +174,12 @@ struct BackwardPass<T>::State {
                 : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
       weight_products.emplace_back(kernels, problem.gradients[l].weight ? layer.out_features : 0,
                                    layer.in_features, batch, Matrix<T>{dz, 1, dz_stride}, input,
-                                   problem.gradients[l].weight);
+                                   problem.gradients[l].weight, problem.forward.library);
       T* grad_input = l > first ? scratch_of(workspace, l - 1) : problem.grad_input;
       input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features,
                                   layer.out_features, Matrix<T>{dz, dz_stride, 1},
-                                  Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input);
+                                  Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input,
+                                  problem.forward.library);
       buffers.add(weight_products.back());
       buffers.add(input_products.back());
     }
@@ -212,7 +218,7 @@ struct BackwardPass<T>::State {
     const Layer<T>& layer = problem.forward.layers[l];
     const T* dz = grad_sums[l - first];
     const int64_t stride = grad_sums_stride[l - first];
-    weight_products[l - first].compute(member, buffers.of(member),
+    weight_products[l - first].compute(member, buffers.of(member), buffers.shared(),
                                        [](int64_t, int64_t, int64_t, int64_t) {});
     if (problem.gradients[l].bias) {
       const int64_t groups = (layer.out_features + kernels.width - 1) / kernels.width;
@@ -225,19 +231,20 @@ struct BackwardPass<T>::State {
     }
     if (!needs_input_gradient(l)) return;
     if (l == first) {
-      input_products[0].compute(member, buffers.of(member),
+      input_products[0].compute(member, buffers.of(member), buffers.shared(),
                                 [](int64_t, int64_t, int64_t, int64_t) {});
       return;
     }
     const Layer<T>& below = problem.forward.layers[l - 1];
     const auto derive = kernels.derive[static_cast<int>(below.activation)];
     T* grad = const_cast<T*>(grad_sums[l - 1 - first]);  // ours: scratch
-    input_products[l - first].compute(
-        member, buffers.of(member), [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-          if (below.activation == Activation::identity) return;
-          const int64_t n = below.out_features, at = i * n + j;
-          derive(rows, columns, grad + at, n, saved(below) + at, n, grad + at, n, below.slope);
-        });
+    input_products[l - first].compute(member, buffers.of(member), buffers.shared(),
+                                      [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+                                        if (below.activation == Activation::identity) return;
+                                        const int64_t n = below.out_features, at = i * n + j;
+                                        derive(rows, columns, grad + at, n, saved(below) + at, n,
+                                               grad + at, n, below.slope);
+                                      });
   }
 };
 

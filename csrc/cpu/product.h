@@ -32,18 +32,26 @@ inline int64_t second_level_cache_bytes() {
   return 512 << 10;
 }
 
-// 0 … total cut into `parts` runs that differ by one at most. 50 rows are 7 tiles of 7 or 8, not 6
+// 0 … total cut into `parts` runs that differ by one at most: 50 rows are 7 tiles of 7 or 8, not 6
 // of 8 and one of 2.
 class EvenParts {
  public:
   EvenParts() = default;
   EvenParts(int64_t total, int64_t parts)
-      : parts_(parts), size_(parts ? total / parts : 0), longer_(parts ? total % parts : 0) {}
+      : total_(total),
+        parts_(parts),
+        size_(parts ? total / parts : 0),
+        longer_(parts ? total % parts : 0) {}
   int64_t count() const { return parts_; }
+  // The longer runs first: no division, for what is asked of every tile.
   int64_t begin(int64_t part) const { return part * size_ + std::min(part, longer_); }
+  // The longer runs spread among the others, so that few runs divide evenly between threads as
+  // well.
+  int64_t spread(int64_t part) const { return part * total_ / parts_; }
 
  private:
-  int64_t parts_ = 0, size_ = 0, longer_ = 0;  // the first `longer_` parts hold one more than size_
+  int64_t total_ = 0, parts_ = 0, size_ = 0,
+          longer_ = 0;  // `longer_` runs hold one more than size_
 };
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -57,8 +65,19 @@ class Product {
   // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
   // columns (row_stride 1).
   Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
-          T* c)
+          T* c, LibraryProduct<T> library)
       : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
+    if (library && std::min({m, n, k}) >= kLibraryEdge &&
+        multiplications(m, n, k) >= kernels.library_from) {
+      library_ = library;
+      dot_ = pack_panels_ = false;
+      tile_ = {0, 0};
+      // Chunks depend on the shape alone, so that the library's sums do not depend on the number of
+      // threads either.
+      rows_ = EvenParts(m, chunks(m, 256));
+      columns_ = EvenParts(n, chunks(n, 512));
+      return;
+    }
     // The dot form pays about 3 steps an element for its final sums, transposing b costs about k/4
     // steps a column.
     dot_ = b.col_stride != 1 && (m <= kernels.wide.rows || 12 * m < k);
@@ -76,50 +95,69 @@ class Product {
         !dot_ && (b.col_stride != 1 || (m >= 96 && b.row_stride > 2 * panel_elements(1)));
   }
 
-  // Elements of the scratch buffer that compute() needs for each member: a panel of b, and a block
-  // of rows of a.
+  // Elements of the scratch buffer that compute() needs for each member, and of the one that all
+  // members share.
   int64_t buffer_elements() const {
-    return (pack_panels_ ? panel_elements(kGemmDepth) : 0) +
+    if (library_) return 0;
+    return (pack_panels_ && !share_panels() ? panel_elements(kGemmDepth) : 0) +
            (block_pays(columns_.count()) ? block_elements() : 0);
   }
+  int64_t shared_elements() const { return share_panels() ? 2 * shared_part_elements() : 0; }
 
-  // This member's share of the tiles; done(row, rows, column, columns) is called for each one as
-  // soon as it is whole, while it is still in the first-level cache: the epilogue.
+  // This member's share of the tiles; every member has to call it. done(row, rows, column, columns)
+  // is called for each tile as soon as it is whole, while it is still in the first-level cache: the
+  // epilogue.
   template <typename Done>
-  void compute(Member member, T* buffer, const Done& done) const {
+  void compute(Member member, T* buffer, T* shared, const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
-    T* const block_buffer = pack_panels_ ? buffer + panel_elements(kGemmDepth) : buffer;
-    const int64_t end = member.end(rows_.count() * columns_.count());
-    for (int64_t unit = member.begin(rows_.count() * columns_.count()); unit < end;) {
-      // A block of rows of a stays in the second-level cache while the panels of b pass over it.
-      const int64_t first_tile = unit / (block_tiles() * columns_.count()) * block_tiles();
-      const int64_t tiles = std::min(block_tiles(), rows_.count() - first_tile);
-      const int64_t block_begin = first_tile * columns_.count();
-      const int64_t stop = std::min(end, block_begin + tiles * columns_.count());
-      const T* block = block_pays((stop - unit) / tiles) ? block_buffer : nullptr;
-      for (int64_t part = 0; part < depth_.count(); ++part) {
-        const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
-        if (block) pack_block(block_buffer, first_tile, tiles, k0, depth);
-        for (int64_t u = unit; u < stop;) {
-          const int64_t panel = (u - block_begin) / tiles;
-          const int64_t panel_stop = std::min(stop, block_begin + (panel + 1) * tiles);
-          const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
-          const Matrix<T> b = panel_of_b(buffer, panel, k0, depth);
-          for (; u < panel_stop; ++u) {
-            const int64_t tile = u - block_begin - panel * tiles;
-            const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
-            const Matrix<T> a =
-                block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : at(a_, i, k0);
-            compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, k0 > 0);
-            if (k0 + depth == k_) done(i, rows, j, columns);
-          }
-        }
+    if (library_) return compute_by_library(member, done);
+    // A block of rows of a stays in the second-level cache while the panels of b pass over it.
+    // Where there are several, each belongs to one member alone, which then copies it alone.
+    int64_t count = divide_up(rows_.count(), block_tiles());
+    if (count > 1) count = divide_up(count, member.count) * member.count;
+    const EvenParts blocks(rows_.count(), std::min(count, rows_.count()));
+    for (int64_t part = 0; part < depth_.count(); ++part) {
+      // The sums of one part are added to those of the parts before it.
+      T* panels = share_panels() ? shared + part % 2 * shared_part_elements() : nullptr;
+      if (panels) {
+        pack_shared(panels, part, member);
+        member.wait();  // and the other half of the buffer is free again
       }
-      unit = stop;
+      for (int64_t index = 0; index < blocks.count(); ++index) {
+        compute_block(member, buffer, panels, blocks.begin(index), blocks.begin(index + 1), part,
+                      done);
+      }
     }
   }
 
  private:
+  // Rounded up to an even number where there are several: two threads share them evenly.
+  static int64_t chunks(int64_t total, int64_t size) {
+    const int64_t count = divide_up(total, size);
+    return count > 1 ? divide_up(count, 2) * 2 : 1;
+  }
+
+  template <typename Done>
+  void compute_by_library(Member member, const Done& done) const {
+    const int64_t units = rows_.count() * columns_.count();
+    record_kernel<T>("library", kernels_->isa, 0, 0);
+    for (int64_t unit = member.begin(units); unit < member.end(units); ++unit) {
+      const int64_t i = rows_.begin(unit % rows_.count()), j = columns_.begin(unit / rows_.count());
+      const int64_t rows = rows_.begin(unit % rows_.count() + 1) - i,
+                    columns = columns_.begin(unit / rows_.count() + 1) - j;
+      const Matrix<T> a = at(a_, i, 0), b = at(b_, 0, j);
+      library_(rows, columns, k_, a.data, a.row_stride, a.col_stride, b.data, b.row_stride,
+               b.col_stride, c_ + i * n_ + j, n_);
+      done(i, rows, j, columns);
+    }
+  }
+
+  static double multiplications(int64_t m, int64_t n, int64_t k) {
+    return static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  }
+
+  // Products with a narrow side are where the library is at its weakest.
+  static constexpr int64_t kLibraryEdge = 96;
   // Longer sums are added up in blocks of at most so many terms: a tile's rows of a fill a quarter
   // of the first-level cache, and the error of one long chain of additions stays as small as that
   // of the BLAS libraries.
@@ -131,10 +169,69 @@ class Product {
             matrix.col_stride};
   }
 
+  // This member's tiles of one block of rows, over one part of k.
+  template <typename Done>
+  void compute_block(Member member, T* buffer, const T* panels, int64_t first_tile,
+                     int64_t end_tile, int64_t part, const Done& done) const {
+    const int64_t tiles = end_tile - first_tile, block_begin = first_tile * columns_.count();
+    const int64_t begin = std::max(block_begin, member.begin(rows_.count() * columns_.count()));
+    const int64_t end = std::min(block_begin + tiles * columns_.count(),
+                                 member.end(rows_.count() * columns_.count()));
+    if (begin >= end) return;
+    const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
+    T* const block = block_pays((end - begin) / tiles) ? buffer : nullptr;
+    if (block) pack_block(block, first_tile, tiles, k0, depth);
+    T* const panel_buffer = block_pays(columns_.count()) ? buffer + block_elements() : buffer;
+    for (int64_t unit = begin; unit < end;) {
+      const int64_t panel = (unit - block_begin) / tiles;
+      const int64_t panel_end = std::min(end, block_begin + (panel + 1) * tiles);
+      const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
+      const Matrix<T> b = panels         ? Matrix<T>{panels + j * depth, panel_width(panel), 1}
+                          : pack_panels_ ? pack_panel(panel_buffer, panel, k0, depth)
+                                         : at(b_, k0, j);
+      for (; unit < panel_end; ++unit) {
+        const int64_t tile = unit - block_begin - panel * tiles;
+        if (panels && panel + 1 < columns_.count())
+          prefetch_slice(panels, panel + 1, depth, tile, tiles);
+        const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
+        const Matrix<T> a =
+            block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : at(a_, i, k0);
+        compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, part > 0);
+        if (part + 1 == depth_.count()) done(i, rows, j, columns);
+      }
+    }
+  }
+
+  // The next panel comes from the third-level cache in slices while this one is in use: waiting for
+  // it cost 15 % of a product of 1024 × 1024.
+  void prefetch_slice(const T* panels, int64_t panel, int64_t depth, int64_t slice,
+                      int64_t slices) const {
+    constexpr int64_t line = 64 / sizeof(T);
+    const T* begin = panels + column(panel) * depth;
+    const int64_t lines = divide_up(panel_width(panel) * depth, line);
+    for (int64_t l = lines * slice / slices; l < lines * (slice + 1) / slices; ++l) {
+      __builtin_prefetch(begin + l * line, 0, 2);
+    }
+  }
+
+  // Where several blocks of rows use the panels of b, they are packed once, by all for all.
+  bool share_panels() const { return pack_panels_ && rows_.count() > block_tiles(); }
+  int64_t shared_part_elements() const { return column(columns_.count()) * kGemmDepth; }
+
+  void pack_shared(T* panels, int64_t part, Member member) const {
+    const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
+    for (int64_t panel = member.begin(columns_.count()); panel < member.end(columns_.count());
+         ++panel) {
+      pack_panel(panels + column(panel) * depth, panel, k0, depth);
+    }
+  }
+
   int64_t row(int64_t tile) const { return rows_.begin(tile); }
   int64_t column(int64_t panel) const {
-    return columns_.begin(panel) * (dot_ ? 1 : kernels_->width);
+    return columns_.spread(panel) * (dot_ ? 1 : kernels_->width);
   }
+
+  int64_t panel_width(int64_t panel) const { return column(panel + 1) - column(panel); }
 
   int64_t panel_elements(int64_t depth) const {
     return static_cast<int64_t>(tile_.vectors) * kernels_->width * depth;
@@ -159,29 +256,33 @@ class Product {
   }
 
   void pack_block(T* block, int64_t first_tile, int64_t tiles, int64_t k0, int64_t depth) const {
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
-      const Matrix<T> from = at(a_, i, k0);
-      T* to = block + tile * tile_.rows * depth;
-      if (from.row_stride == 1) {
-        kernels_->pack_rows(rows, depth, from.data, from.col_stride, to, tile_.rows);
-      } else {
-        kernels_->pack_transposed(rows, depth, from.data, from.row_stride, to, tile_.rows);
+    // A transposed a is read some rows at a time across all tiles, so that its memory is read in
+    // runs.
+    const int64_t step = a_.row_stride == 1 ? 16 : depth;
+    for (int64_t p = 0; p < depth; p += step) {
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
+        const Matrix<T> from = at(a_, i, k0 + p);
+        T* to = block + tile * tile_.rows * depth + p * tile_.rows;
+        if (a_.row_stride == 1) {
+          kernels_->pack_rows(rows, std::min(step, depth - p), from.data, from.col_stride, to,
+                              tile_.rows);
+        } else {
+          kernels_->pack_transposed(rows, depth, from.data, from.row_stride, to, tile_.rows);
+        }
       }
     }
   }
 
-  Matrix<T> panel_of_b(T* buffer, int64_t panel, int64_t k0, int64_t depth) const {
-    const int64_t j = column(panel);
+  Matrix<T> pack_panel(T* to, int64_t panel, int64_t k0, int64_t depth) const {
+    const int64_t j = column(panel), width = panel_width(panel), columns = std::min(n_ - j, width);
     const Matrix<T> from = at(b_, k0, j);
-    if (!pack_panels_) return from;
-    const int64_t width = column(panel + 1) - j, columns = std::min(n_ - j, width);
     if (from.col_stride == 1) {
-      kernels_->pack_rows(columns, depth, from.data, from.row_stride, buffer, width);
+      kernels_->pack_rows(columns, depth, from.data, from.row_stride, to, width);
     } else {
-      kernels_->pack_transposed(columns, depth, from.data, from.col_stride, buffer, width);
+      kernels_->pack_transposed(columns, depth, from.data, from.col_stride, to, width);
     }
-    return {buffer, width, 1};
+    return {to, width, 1};
   }
 
   void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
@@ -202,6 +303,7 @@ class Product {
   int64_t m_, n_, k_;
   Matrix<T> a_, b_;
   T* c_;
+  LibraryProduct<T> library_ = nullptr;
   bool dot_, pack_panels_;
   TileShape tile_;
   EvenParts rows_,
