@@ -17,12 +17,6 @@ from fastmlp import _C
 AT_MOST = 1.5  # times torch's own error
 
 
-def at_most(isa: str) -> float:
-    """The generic kernels are for processors without FMA and round each product before it is added:
-    twice the rounding errors a term, √2 times their norm, of what torch commits here with FMA."""
-    return AT_MOST * math.sqrt(2) if isa == "generic" else AT_MOST
-
-
 SHAPES = [
     (1, [64, 64, 4]),
     (1, [1500, 40]),
@@ -71,8 +65,10 @@ class Sweep:
                 exact = expected.named()[name]
                 off = max(error(tensor, exact), self.least)
                 ratio = off / max(error(theirs[name], exact), self.least)
-                if min(independent, tensor.numel()) >= 2000:
-                    assert ratio <= at_most(isa), (
+                # Without FMA all roundings differ from torch's, and of a result that a few great
+                # numbers govern one side or the other is lucky: there, too, the mean counts.
+                if isa != "generic" and min(independent, tensor.numel()) >= 2000:
+                    assert ratio <= AT_MOST, (
                         f"{isa}: {name} of {what}, {kind}: {ratio:.2f}× torch's"
                     )
                 key = (isa, kind, name.rstrip("0123456789"))
@@ -84,7 +80,7 @@ class Sweep:
             values = torch.tensor(logs, dtype=torch.float64)
             mean, deviation = float(values.mean()), float(values.std())
             least = math.exp(mean - 2 * deviation / math.sqrt(len(logs)))
-            assert least <= at_most(key[0]), f"{key}: {math.exp(mean):.2f} times torch's error"
+            assert least <= AT_MOST, f"{key}: {math.exp(mean):.2f} times torch's error"
 
 
 @pytest.mark.parametrize("hidden", ACTIVATIONS)

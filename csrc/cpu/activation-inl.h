@@ -16,6 +16,13 @@ struct Coefficients<float> {
                                    0.1296452434f,     -0.1192713771f,   0.06830799958f,
                                    -0.02378773599f,   0.002520801146f,  0.001943095161f,
                                    -0.0007303181188f, -0.000165138855f, 4.188165159e-5f};
+  // (Φ(x) - 1/2) / x in x², |x| <= 1, and (tanh(x)/x - 1) / x² in x², |x| <= 0.6.
+  static constexpr float cdf[] = {0.3989422804f,    -0.06649037966f,  0.00997355047f,
+                                  -0.001187288744f, 0.0001153207457f, -9.274401262e-6f,
+                                  5.372643165e-7f};
+  static constexpr float tanh[] = {-0.3333333333f,   0.1333333239f,    -0.05396782959f,
+                                   0.02186230766f,   -0.008804699129f, 0.003341779279f,
+                                   -0.0008965438806f};
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float exp_max = 89.0f, exp_min = -104.0f;
   static constexpr float tanh_max = 9.5f;
@@ -45,6 +52,17 @@ struct Coefficients<double> {
       -1.47117987935046149e-7,  9.91882074949104858e-8,    4.6709552447864997e-8,
       -1.06784326207926641e-8,  -1.1017857734911826e-8,    -4.99902425779604756e-10,
       1.45676545510825921e-9,   3.65068563207906805e-10};
+  static constexpr double cdf[] = {
+      0.398942280401432678,     -0.0664903800669054461,  0.00997355701003580618,
+      -0.00118732821548025312,  0.000115434687614210867, -9.44465624841315601e-6,
+      6.6596931149158881e-7,    -4.12265783726645299e-8, 2.27337701734683168e-9,
+      -1.12850021440596672e-10, 5.00303345891936805e-12, -1.68782316318968759e-13};
+  static constexpr double tanh[] = {
+      -0.333333333333333333,    0.133333333333333331,      -0.0539682539682536059,
+      0.0218694885361293479,    -0.00886323552893786559,   0.00359212801498493325,
+      -0.00145583407319792405,  0.000590024333483905035,   -0.000239107572500259179,
+      0.0000968094352162404063, -0.0000389084977006771228, 0.000015014299115711977,
+      -4.94569267003468828e-6,  9.9163724164162417e-7};
   static constexpr double ln2_high = 6.93147180369123816490e-01,
                           ln2_low = 1.90821492927058770002e-10;
   static constexpr double exp_max = 710.0, exp_min = -746.0;
@@ -110,7 +128,12 @@ FASTMLP_INLINE typename Vec<T>::Reg tanh(typename Vec<T>::Reg x) {
   using V = Vec<T>;
   const auto magnitude = V::min(V::set1(Coefficients<T>::tanh_max), V::abs(x));
   const auto e = expm1<T>(V::add(magnitude, magnitude));
-  return V::with_sign_of(V::div(e, V::add(e, V::set1(T(2)))), x);
+  const auto far = V::div(e, V::add(e, V::set1(T(2))));
+  const auto square = V::mul(magnitude, magnitude);
+  const auto near =
+      V::fma(V::mul(magnitude, square), polynomial<T>(square, Coefficients<T>::tanh), magnitude);
+  const auto is_far = V::is_positive(V::sub(magnitude, V::set1(T(0.6))));
+  return V::with_sign_of(V::select(is_far, far, near), x);
 }
 
 // The standard normal distribution's Φ(x) and φ(x), which share exp(-x²/2).
@@ -128,7 +151,10 @@ struct Normal {
     const auto scaled =
         V::div(polynomial<T>(t, Coefficients<T>::erfc), V::fma(V::set1(T(2)), z, one));
     const auto half_erfc = V::mul(V::mul(V::set1(T(0.5)), gauss), scaled);
-    cdf = V::select(V::is_positive(x), V::sub(one, half_erfc), half_erfc);
+    const auto far = V::select(V::is_positive(x), V::sub(one, half_erfc), half_erfc);
+    const auto square = V::mul(x, x);
+    const auto near = V::fma(x, polynomial<T>(square, Coefficients<T>::cdf), V::set1(T(0.5)));
+    cdf = V::select(V::is_not_positive(V::sub(square, one)), near, far);
     pdf = V::mul(gauss, V::set1(T(0.39894228040143267794)));
   }
 };
