@@ -50,16 +50,8 @@ struct Layer {
   T* sums = nullptr;    // z, where saves_sums(activation) and backward will need it
 };
 
-// c[m, n] = a[m, k] · b[k, n] by the platform's linear algebra library, each operand at any two
-// strides.
-template <typename T>
-using LibraryProduct = void (*)(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row_stride,
-                                int64_t a_col_stride, const T* b, int64_t b_row_stride,
-                                int64_t b_col_stride, T* c, int64_t c_stride);
-
 template <typename T>
 struct Forward {
-  LibraryProduct<T> library = nullptr;  // for products that it computes faster than our kernels
   int64_t batch = 0;
   const T* input = nullptr;  // [batch, layers[0].in_features], contiguous along features
   int64_t input_stride = 0;

@@ -93,21 +93,6 @@ void place_saved(Forward<T>& problem, const SavedLayout& layout, const at::Tenso
   problem.layers.back().output = output;
 }
 
-template <typename T>
-void library_product(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row_stride,
-                     int64_t a_col_stride, const T* b, int64_t b_row_stride, int64_t b_col_stride,
-                     T* c, int64_t c_stride) {
-  const at::AutoDispatchBelowADInplaceOrView
-      guard;  // of this thread, whichever of the team's it is
-  const auto options = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-  const auto matrix = [&](const T* data, at::IntArrayRef sizes, at::IntArrayRef strides) {
-    return at::from_blob(const_cast<T*>(data), sizes, strides, options);
-  };
-  at::Tensor out = matrix(c, {m, n}, {c_stride, 1});
-  at::mm_out(out, matrix(a, {m, k}, {a_row_stride, a_col_stride}),
-             matrix(b, {k, n}, {b_row_stride, b_col_stride}));
-}
-
 template <template <typename> class Pass, typename T, typename Problem>
 void run_pass(const Problem& problem, const at::TensorOptions& options) {
   Pass<T> pass(problem, at::in_parallel_region() ? 1 : at::get_num_threads());
@@ -130,7 +115,6 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const
     using T = decltype(zero);
     Operands operands;
     Forward<T> problem = make_forward<T>(arguments, operands);
-    problem.library = library_product<T>;
     place_saved<T>(problem, layout, saved, output.mutable_data_ptr<T>());
     run_pass<cpu::ForwardPass, T>(problem, input.options());
   };
@@ -168,7 +152,6 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
     Operands operands;
     Backward<T> problem;
     problem.forward = make_forward<T>(arguments, operands);
-    problem.forward.library = library_product<T>;
     // Backward only reads them.
     place_saved<T>(problem.forward, layout, saved, const_cast<T*>(output_rows.const_data_ptr<T>()));
     problem.grad_output = grad_rows.const_data_ptr<T>();

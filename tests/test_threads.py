@@ -25,6 +25,7 @@ SHAPES = [
     (65, [513, 257, 129]),
     (512, [512, 512, 512]),
     (4096, [16, 8]),
+    (1100, [256, 1500, 800]),  # several blocks of rows in every product: panels are shared
     (3000, [33, 65, 17]),
     (2, [5, 3]),
 ]

@@ -8,7 +8,6 @@
 
 namespace fastmlp::cpu {
 
-inline constexpr double kNever = 1e300;
 inline constexpr int kMaxTileRows = 8;
 inline constexpr int kMaxTileVectors = 6;
 inline constexpr int kMaxDotTile = 5;
@@ -42,10 +41,6 @@ struct Kernels {
   TileShape tall;  // the gemm tile for many rows
   TileShape wide;  // … and for few
   int dot_rows, dot_columns;
-  // Multiplications of a product from which on the platform's library is faster. More than what
-  // network.cpp gives to one thread, so that the library is always called from inside a team, where
-  // it runs serial and its bits do not vary.
-  double library_from;
   GemmTile gemm[kMaxTileRows + 1]
                [kMaxTileVectors + 1];             // [rows][vectors]; null outside of tall and wide
   DotTile dot[kMaxDotTile + 1][kMaxDotTile + 1];  // [rows][columns]

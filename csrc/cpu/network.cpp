@@ -36,8 +36,7 @@ int64_t aligned(int64_t elements) {
 }
 
 // A buffer for all members of the team and one of its own for each, of what the largest of all
-// products needs. A product that uses the shared one may begin while a member still finishes the
-// product before it: network.cpp waits in between.
+// products needs.
 template <typename T>
 class Buffers {
  public:
@@ -89,8 +88,7 @@ struct ForwardPass<T>::State {
       outputs.push_back(output);
       sums.push_back(layer.sums ? layer.sums : output);
       products.emplace_back(kernels, problem.batch, layer.out_features, layer.in_features, input,
-                            Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back(),
-                            problem.library);
+                            Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back());
       buffers.add(products.back());
       input = {output, layer.out_features, 1};
     }
@@ -174,12 +172,11 @@ struct BackwardPass<T>::State {
                 : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
       weight_products.emplace_back(kernels, problem.gradients[l].weight ? layer.out_features : 0,
                                    layer.in_features, batch, Matrix<T>{dz, 1, dz_stride}, input,
-                                   problem.gradients[l].weight, problem.forward.library);
+                                   problem.gradients[l].weight);
       T* grad_input = l > first ? scratch_of(workspace, l - 1) : problem.grad_input;
       input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features,
                                   layer.out_features, Matrix<T>{dz, dz_stride, 1},
-                                  Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input,
-                                  problem.forward.library);
+                                  Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input);
       buffers.add(weight_products.back());
       buffers.add(input_products.back());
     }

@@ -65,19 +65,8 @@ class Product {
   // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
   // columns (row_stride 1).
   Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
-          T* c, LibraryProduct<T> library)
+          T* c)
       : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
-    if (library && std::min({m, n, k}) >= kLibraryEdge &&
-        multiplications(m, n, k) >= kernels.library_from) {
-      library_ = library;
-      dot_ = pack_panels_ = false;
-      tile_ = {0, 0};
-      // Chunks depend on the shape alone, so that the library's sums do not depend on the number of
-      // threads either.
-      rows_ = EvenParts(m, chunks(m, 256));
-      columns_ = EvenParts(n, chunks(n, 512));
-      return;
-    }
     // The dot form pays about 3 steps an element for its final sums, transposing b costs about k/4
     // steps a column.
     dot_ = b.col_stride != 1 && (m <= kernels.wide.rows || 12 * m < k);
@@ -98,7 +87,6 @@ class Product {
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
   int64_t buffer_elements() const {
-    if (library_) return 0;
     return (pack_panels_ && !share_panels() ? panel_elements(kGemmDepth) : 0) +
            (block_pays(columns_.count()) ? block_elements() : 0);
   }
@@ -110,7 +98,6 @@ class Product {
   template <typename Done>
   void compute(Member member, T* buffer, T* shared, const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
-    if (library_) return compute_by_library(member, done);
     // A block of rows of a stays in the second-level cache while the panels of b pass over it.
     // Where there are several, each belongs to one member alone, which then copies it alone.
     int64_t count = divide_up(rows_.count(), block_tiles());
@@ -120,6 +107,7 @@ class Product {
       // The sums of one part are added to those of the parts before it.
       T* panels = share_panels() ? shared + part % 2 * shared_part_elements() : nullptr;
       if (panels) {
+        if (part == 0) member.wait();  // for those who still read the panels of another product
         pack_shared(panels, part, member);
         member.wait();  // and the other half of the buffer is free again
       }
@@ -131,33 +119,6 @@ class Product {
   }
 
  private:
-  // Rounded up to an even number where there are several: two threads share them evenly.
-  static int64_t chunks(int64_t total, int64_t size) {
-    const int64_t count = divide_up(total, size);
-    return count > 1 ? divide_up(count, 2) * 2 : 1;
-  }
-
-  template <typename Done>
-  void compute_by_library(Member member, const Done& done) const {
-    const int64_t units = rows_.count() * columns_.count();
-    record_kernel<T>("library", kernels_->isa, 0, 0);
-    for (int64_t unit = member.begin(units); unit < member.end(units); ++unit) {
-      const int64_t i = rows_.begin(unit % rows_.count()), j = columns_.begin(unit / rows_.count());
-      const int64_t rows = rows_.begin(unit % rows_.count() + 1) - i,
-                    columns = columns_.begin(unit / rows_.count() + 1) - j;
-      const Matrix<T> a = at(a_, i, 0), b = at(b_, 0, j);
-      library_(rows, columns, k_, a.data, a.row_stride, a.col_stride, b.data, b.row_stride,
-               b.col_stride, c_ + i * n_ + j, n_);
-      done(i, rows, j, columns);
-    }
-  }
-
-  static double multiplications(int64_t m, int64_t n, int64_t k) {
-    return static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  }
-
-  // Products with a narrow side are where the library is at its weakest.
-  static constexpr int64_t kLibraryEdge = 96;
   // Longer sums are added up in blocks of at most so many terms: a tile's rows of a fill a quarter
   // of the first-level cache, and the error of one long chain of additions stays as small as that
   // of the BLAS libraries.
@@ -303,7 +264,6 @@ class Product {
   int64_t m_, n_, k_;
   Matrix<T> a_, b_;
   T* c_;
-  LibraryProduct<T> library_ = nullptr;
   bool dot_, pack_panels_;
   TileShape tile_;
   EvenParts rows_,

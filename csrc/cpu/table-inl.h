@@ -40,13 +40,12 @@ void fill_activations(Kernels<T>& table) {
 
 template <typename T, int tall_rows, int tall_vectors, int wide_rows, int wide_vectors,
           int dot_rows, int dot_columns>
-Kernels<T> make_kernels(const char* isa, double library_from) {
+Kernels<T> make_kernels(const char* isa) {
   static_assert(tall_rows <= kMaxTileRows && wide_rows <= tall_rows);
   static_assert(wide_vectors <= kMaxTileVectors && tall_vectors <= wide_vectors);
   static_assert(dot_rows <= kMaxDotTile && dot_columns <= kMaxDotTile);
   Kernels<T> table{};
   table.isa = isa;
-  table.library_from = library_from;
   table.width = Vec<T>::width;
   table.tall = {tall_rows, tall_vectors};
   table.wide = {wide_rows, wide_vectors};
