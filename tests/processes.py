@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ def run(
     try:
         return subprocess.run(
             [sys.executable, "-c", program],
+            cwd=Path(__file__).parent,  # not the source tree, which hides the installed package
             env=env, timeout=timeout, text=True, capture_output=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as expired:
