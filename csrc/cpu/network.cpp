@@ -17,7 +17,7 @@ namespace {
 double cost(int64_t m, int64_t n, int64_t k) {
   const double outputs = static_cast<double>(m) * static_cast<double>(n);
   return outputs * static_cast<double>(k) + static_cast<double>(n) * static_cast<double>(k) +
-         16 * outputs;
+         4 * outputs;
 }
 
 // A second thread costs a few microseconds to wake and to wait for: it is worth that from about so
