@@ -18,6 +18,7 @@
 #include "cpu/network.h"
 #include "cpu/record.h"
 #include "mlp.h"
+#include "memory.h"
 #include "ops.h"
 #include "problem.h"
 
@@ -280,6 +281,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   };
   m.def("get_isa", [=] { return as_runtime_error([] { return cpu::get_isa(); }); });
   m.def("set_isa", [=](const std::string& name) { as_runtime_error([&] { cpu::set_isa(name); }); });
+  m.def("cached_bytes", cached_bytes);
+  m.def("empty_cache", empty_cache);
   m.def("record_kernels", [](bool on) { on ? cpu::start_recording() : cpu::stop_recording(); });
   m.def("recorded_kernels", cpu::recorded);
   m.def(

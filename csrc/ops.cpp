@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "cpu/network.h"
+#include "memory.h"
 #include "problem.h"
 
 TORCH_LIBRARY(fastmlp, m) {
@@ -94,10 +95,10 @@ void place_saved(Forward<T>& problem, const SavedLayout& layout, const at::Tenso
 }
 
 template <template <typename> class Pass, typename T, typename Problem>
-void run_pass(const Problem& problem, const at::TensorOptions& options) {
+void run_pass(const Problem& problem, at::ScalarType dtype) {
   Pass<T> pass(problem, at::in_parallel_region() ? 1 : at::get_num_threads());
   const int64_t elements = pass.workspace_elements();
-  const at::Tensor workspace = elements > 0 ? at::empty({elements}, options) : at::Tensor();
+  const at::Tensor workspace = elements > 0 ? uninitialized({elements}, dtype) : at::Tensor();
   pass.run(elements > 0 ? workspace.mutable_data_ptr<T>() : nullptr);
 }
 
@@ -107,16 +108,16 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const
   const at::Tensor& input = arguments.input;
   at::DimVector sizes(input.sizes());
   sizes.back() = arguments.weights.back().size(0);
-  const at::Tensor output = at::empty(sizes, input.options());
+  const at::Tensor output = uninitialized(sizes, input.scalar_type());
   const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
   const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
-  const at::Tensor saved = at::empty({layout.elements}, input.options());
+  const at::Tensor saved = uninitialized({layout.elements}, input.scalar_type());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     Operands operands;
     Forward<T> problem = make_forward<T>(arguments, operands);
     place_saved<T>(problem, layout, saved, output.mutable_data_ptr<T>());
-    run_pass<cpu::ForwardPass, T>(problem, input.options());
+    run_pass<cpu::ForwardPass, T>(problem, input.scalar_type());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return {output, saved};
@@ -159,7 +160,7 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
     problem.gradients.resize(layers);
     const auto allocate = [&](size_t i, at::IntArrayRef sizes) -> T* {
       if (!needs[i]) return nullptr;
-      gradients.push_back(at::empty(sizes, input.options()));
+      gradients.push_back(uninitialized(sizes, input.scalar_type()));
       return gradients.back().mutable_data_ptr<T>();
     };
     problem.grad_input = allocate(0, input.sizes());
@@ -167,7 +168,7 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
       problem.gradients[l].weight = allocate(1 + l, weights[l].sizes());
     for (size_t l = 0; l < layers; ++l)
       problem.gradients[l].bias = allocate(1 + layers + l, weights[l].sizes().slice(0, 1));
-    run_pass<cpu::BackwardPass, T>(problem, input.options());
+    run_pass<cpu::BackwardPass, T>(problem, input.scalar_type());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return gradients;

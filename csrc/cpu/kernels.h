@@ -48,11 +48,11 @@ struct Kernels {
   Derive derive[kActivations];
   // out[n] = sum over the rows of a[rows, n], pairwise.
   void (*column_sums)(int64_t rows, int64_t n, const T* a, int64_t stride, T* out);
-  // packed[k, n] = sourceᵀ for source[n, k]; packed rows lie packed_stride >= n apart and are zero
-  // beyond n.
+  // packed[k, n] = sourceᵀ for source[n, k]; packed rows lie packed_stride apart, and from n to
+  // `filled` they are set to zero.
   void (*pack_transposed)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
-                          int64_t packed_stride);
-  // packed[k, n] = source[k, n], likewise.
+                          int64_t packed_stride, int64_t filled);
+  // packed[k, n] = source[k, n], zero from n to packed_stride.
   void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                     int64_t packed_stride);
   // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
