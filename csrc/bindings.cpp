@@ -17,8 +17,8 @@
 #include "cpu/isa.h"
 #include "cpu/network.h"
 #include "cpu/record.h"
-#include "mlp.h"
 #include "memory.h"
+#include "mlp.h"
 #include "ops.h"
 #include "problem.h"
 

@@ -11,8 +11,8 @@
 namespace fastmlp {
 namespace {
 
-// Smaller blocks are malloc's. (With 64 KiB those just below moved the end of malloc's heap back and
-// forth: 30 page faults a step of 784-300-10 at batch 50.)
+// Smaller blocks are malloc's. (With 64 KiB those just below moved the end of malloc's heap back
+// and forth: 30 page faults a step of 784-300-10 at batch 50.)
 constexpr size_t kSmallest = 16 << 10;
 constexpr size_t kLine = 64;
 

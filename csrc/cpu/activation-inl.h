@@ -225,18 +225,35 @@ struct ActivationMath {
   }
 };
 
+// Rows that are loaded before the first of them is stored: a masked store and a masked load of the
+// neighbouring row look to the processor as if they overlapped, and the load waits (33 of 90 µs for
+// a layer 8-8 at batch 4096).
+constexpr int kRowsAtOnce = 4;
+
 template <typename T, int activation>
 void activate(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias, T slope) {
   using V = Vec<T>;
   using Math = ActivationMath<T, static_cast<Activation>(activation)>;
   const auto slopes = V::set1(slope);
-  for (int64_t i = 0; i < rows; ++i) {
+  for (int64_t i = 0; i < rows; i += kRowsAtOnce) {
+    const int64_t count = rows - i < kRowsAtOnce ? rows - i : kRowsAtOnce;
     for (int64_t j = 0; j < n; j += V::width) {
       const auto mask = V::first(n - j < V::width ? n - j : V::width);
-      auto value = V::load(z + i * stride + j, mask);
-      if (bias) value = V::add(value, V::load(bias + j, mask));
-      if (z != y) V::store(z + i * stride + j, value, mask);
-      V::store(y + i * stride + j, Math::value(value, slopes), mask);
+      T* const from = z + i * stride + j;
+      T* const to = y + i * stride + j;
+      const auto shift = bias ? V::load(bias + j, mask) : V::zero();
+      typename V::Reg value[kRowsAtOnce];
+      FASTMLP_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (r < count) value[r] = V::load(from + r * stride, mask);
+      }
+      FASTMLP_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (r >= count) break;
+        if (bias) value[r] = V::add(value[r], shift);
+        if (z != y) V::store(from + r * stride, value[r], mask);
+        V::store(to + r * stride, Math::value(value[r], slopes), mask);
+      }
     }
   }
 }
@@ -247,12 +264,21 @@ void derive(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride,
   using V = Vec<T>;
   using Math = ActivationMath<T, static_cast<Activation>(activation)>;
   const auto slopes = V::set1(slope);
-  for (int64_t i = 0; i < rows; ++i) {
+  for (int64_t i = 0; i < rows; i += kRowsAtOnce) {
+    const int64_t count = rows - i < kRowsAtOnce ? rows - i : kRowsAtOnce;
     for (int64_t j = 0; j < n; j += V::width) {
       const auto mask = V::first(n - j < V::width ? n - j : V::width);
-      const auto g = V::load(incoming + i * incoming_stride + j, mask);
-      const auto s = V::load(saved + i * saved_stride + j, mask);
-      V::store(grad + i * grad_stride + j, Math::gradient(g, s, slopes), mask);
+      typename V::Reg g[kRowsAtOnce];
+      FASTMLP_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (r < count) g[r] = V::load(incoming + (i + r) * incoming_stride + j, mask);
+      }
+      FASTMLP_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (r >= count) break;
+        const auto s = V::load(saved + (i + r) * saved_stride + j, mask);
+        V::store(grad + (i + r) * grad_stride + j, Math::gradient(g[r], s, slopes), mask);
+      }
     }
   }
 }

@@ -1,29 +1,47 @@
 // Tiles of a matrix product. Included inside a target region, after vec_<isa>.h.
 
+// Rows of b that are no neighbours are no pattern that the processor fetches ahead by itself: up to
+// 1.9 times as fast at 8 × 2048 × 2048 where the tile does it. Packed ones are, and lose by it.
+constexpr int64_t kRowsAhead = 16;
+
 // The outer-product form: rows × vectors accumulators stay in registers; each step of k loads one
 // row of b by vectors and one column of a element by element. a needs no packing: its `rows`
 // streams stay in the first-level cache while the caller walks the tiles of a panel of b (packed,
 // 12×2 and 14×2 tiles measured no faster than 8×3 unpacked). A masked load takes a step of the
 // multiply-add units, so the last vector is masked only where it has to be: 5 % of an 8×3 tile.
-template <typename T, int rows, int vectors, bool full>
+template <typename T, int rows, int vectors, bool full, bool far>
 FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t k, const T* a,
                                  int64_t a_row_stride, int64_t a_col_stride, const T* b,
-                                 int64_t b_stride, typename Vec<T>::Mask tail) {
+                                 int64_t b_stride, typename Vec<T>::Mask tail, T* c,
+                                 int64_t c_stride) {
   using V = Vec<T>;
   constexpr int last = vectors - 1;
-  for (int64_t p = 0; p < k; ++p) {
-    typename V::Reg row[vectors];
+  // The tile of c comes from memory while its sums are formed, one line at a time: all at once held
+  // up the lines of b behind them, a tenth of a product of 1024 × 1024.
+  const int64_t run = k / vectors + 1;
+  for (int64_t begin = 0; begin < k; begin += run, c += V::width) {
     FASTMLP_UNROLL
-    for (int j = 0; j < last; ++j) row[j] = V::load(b + j * V::width);
-    row[last] = full ? V::load(b + last * V::width) : V::load(b + last * V::width, tail);
-    FASTMLP_UNROLL
-    for (int i = 0; i < rows; ++i) {
-      const auto element = V::set1(a[i * a_row_stride]);
+    for (int i = 0; i < rows; ++i) __builtin_prefetch(c + i * c_stride, 1);
+    const int64_t steps = k - begin < run ? k - begin : run;
+    for (int64_t p = 0; p < steps; ++p) {
+      if constexpr (far) {
+        FASTMLP_UNROLL
+        for (int j = 0; j < vectors; ++j)
+          __builtin_prefetch(b + kRowsAhead * b_stride + j * V::width);
+      }
+      typename V::Reg row[vectors];
       FASTMLP_UNROLL
-      for (int j = 0; j < vectors; ++j) sum[i][j] = V::fma(element, row[j], sum[i][j]);
+      for (int j = 0; j < last; ++j) row[j] = V::load(b + j * V::width);
+      row[last] = full ? V::load(b + last * V::width) : V::load(b + last * V::width, tail);
+      FASTMLP_UNROLL
+      for (int i = 0; i < rows; ++i) {
+        const auto element = V::set1(a[i * a_row_stride]);
+        FASTMLP_UNROLL
+        for (int j = 0; j < vectors; ++j) sum[i][j] = V::fma(element, row[j], sum[i][j]);
+      }
+      a += a_col_stride;
+      b += b_stride;
     }
-    a += a_col_stride;
-    b += b_stride;
   }
 }
 
@@ -39,16 +57,19 @@ void gemm_tile(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride
     FASTMLP_UNROLL
     for (int j = 0; j < vectors; ++j) sum[i][j] = V::zero();
   }
-  // The tile of c is on its way from memory while its sums are formed.
-  FASTMLP_UNROLL
-  for (int i = 0; i < rows; ++i) {
-    FASTMLP_UNROLL
-    for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * V::width, 1);
-  }
-  if (n == vectors * V::width) {
-    add_products<T, rows, vectors, true>(sum, k, a, a_row_stride, a_col_stride, b, b_stride, tail);
+  const bool full = n == vectors * V::width, far = b_stride > 2 * vectors * V::width;
+  if (full && far) {
+    add_products<T, rows, vectors, true, true>(sum, k, a, a_row_stride, a_col_stride, b, b_stride,
+                                               tail, c, c_stride);
+  } else if (full) {
+    add_products<T, rows, vectors, true, false>(sum, k, a, a_row_stride, a_col_stride, b, b_stride,
+                                                tail, c, c_stride);
+  } else if (far) {
+    add_products<T, rows, vectors, false, true>(sum, k, a, a_row_stride, a_col_stride, b, b_stride,
+                                                tail, c, c_stride);
   } else {
-    add_products<T, rows, vectors, false>(sum, k, a, a_row_stride, a_col_stride, b, b_stride, tail);
+    add_products<T, rows, vectors, false, false>(sum, k, a, a_row_stride, a_col_stride, b, b_stride,
+                                                 tail, c, c_stride);
   }
   FASTMLP_UNROLL
   for (int i = 0; i < rows; ++i) {

@@ -11,6 +11,7 @@ namespace fastmlp::cpu {
 inline constexpr int kMaxTileRows = 8;
 inline constexpr int kMaxTileVectors = 6;
 inline constexpr int kMaxDotTile = 5;
+inline constexpr int kMaxRowTile = 16;
 
 struct TileShape {
   int rows;
@@ -41,9 +42,10 @@ struct Kernels {
   TileShape tall;  // the gemm tile for many rows
   TileShape wide;  // … and for few
   int dot_rows, dot_columns;
+  int row_columns;  // of a dot tile of one row
   GemmTile gemm[kMaxTileRows + 1]
                [kMaxTileVectors + 1];             // [rows][vectors]; null outside of tall and wide
-  DotTile dot[kMaxDotTile + 1][kMaxDotTile + 1];  // [rows][columns]
+  DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];  // [rows][columns]
   Activate activate[kActivations];
   Derive derive[kActivations];
   // out[n] = sum over the rows of a[rows, n], pairwise.

@@ -15,7 +15,7 @@ namespace avx2 {
 
 template <typename T>
 const Kernels<T>& avx2_kernels() {
-  static const Kernels<T> table = avx2::make_kernels<T, 6, 2, 3, 4, 3, 3>("avx2");
+  static const Kernels<T> table = avx2::make_kernels<T, 6, 2, 3, 4, 3, 3, 8>("avx2");
   return table;
 }
 template const Kernels<float>& avx2_kernels();

@@ -15,7 +15,7 @@ namespace avx512 {
 
 template <typename T>
 const Kernels<T>& avx512_kernels() {
-  static const Kernels<T> table = avx512::make_kernels<T, 8, 3, 4, 6, 5, 5>("avx512");
+  static const Kernels<T> table = avx512::make_kernels<T, 8, 3, 4, 6, 5, 5, 16>("avx512");
   return table;
 }
 template const Kernels<float>& avx512_kernels();

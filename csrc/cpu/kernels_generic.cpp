@@ -15,7 +15,7 @@ namespace generic {
 
 template <typename T>
 const Kernels<T>& generic_kernels() {
-  static const Kernels<T> table = generic::make_kernels<T, 4, 2, 2, 3, 3, 3>("generic");
+  static const Kernels<T> table = generic::make_kernels<T, 4, 2, 2, 3, 3, 3, 8>("generic");
   return table;
 }
 template const Kernels<float>& generic_kernels();

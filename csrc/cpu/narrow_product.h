@@ -30,7 +30,8 @@ class NarrowProduct {
     turned_ = turning_pays(kernels, m, n, k) ? turned_rows(kernels, m) : 0;
     const int64_t vectors = divide_up(turned_, kernels.width);
     panels_ = EvenParts(vectors, divide_up(vectors, kernels.tall.vectors));
-    features_ = EvenParts(n, divide_up(n, turned_ ? kernels.tall.rows : kernels.dot_columns));
+    dot_columns_ = m == 1 ? kernels.row_columns : kernels.dot_columns;
+    features_ = EvenParts(n, divide_up(n, turned_ ? kernels.tall.rows : dot_columns_));
     depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, turned_ ? kTileDepth : kDotDepth)));
     rows_ = EvenParts(m - turned_, divide_up(m - turned_, kernels.dot_rows));
   }
@@ -43,9 +44,7 @@ class NarrowProduct {
   }
 
   // Of the scratch buffer that compute() needs for each member.
-  int64_t buffer_elements() const {
-    return turned_ ? tile_elements() + tile_stride() * k_ : 0;
-  }
+  int64_t buffer_elements() const { return turned_ ? tile_elements() + tile_stride() * k_ : 0; }
 
   // This member's share, whole columns of c; every member has to call it. done(row, rows, column,
   // columns) is called for groups of columns as soon as they are whole, while they are still in the
@@ -84,7 +83,8 @@ class NarrowProduct {
   }
 
   static bool turning_pays(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k) {
-    if (m < kernels.width || m * k * static_cast<int64_t>(sizeof(T)) > second_level_cache_bytes() / 2)
+    if (m < kernels.width ||
+        m * k * static_cast<int64_t>(sizeof(T)) > second_level_cache_bytes() / 2)
       return false;
     // Turning the tiles and packing a, once for each of two threads, against transposing b.
     if (12 * m >= k && m * (n + 2 * k) >= n * k) return false;
@@ -99,9 +99,7 @@ class NarrowProduct {
   int64_t tile_elements() const { return 2 * kernels_->tall.rows * tile_stride(); }
   int64_t row(int64_t panel) const { return panels_.begin(panel) * kernels_->width; }
   int64_t panel_width(int64_t panel) const { return row(panel + 1) - row(panel); }
-  int64_t panel_rows(int64_t panel) const {
-    return std::min(turned_, row(panel + 1)) - row(panel);
-  }
+  int64_t panel_rows(int64_t panel) const { return std::min(turned_, row(panel + 1)) - row(panel); }
 
   void pack(T* panels) const {
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
@@ -139,7 +137,7 @@ class NarrowProduct {
   void dot(int64_t feature) const {
     if (rows_.count() == 0) return;
     const int64_t from = features_.begin(feature), features = features_.begin(feature + 1) - from;
-    const EvenParts groups(features, divide_up(features, kernels_->dot_columns));
+    const EvenParts groups(features, divide_up(features, dot_columns_));
     const EvenParts depth(k_, std::max<int64_t>(1, divide_up(k_, kDotDepth)));
     for (int64_t part = 0; part < depth.count(); ++part) {
       const int64_t k0 = depth.begin(part);
@@ -149,7 +147,7 @@ class NarrowProduct {
         for (int64_t tile = 0; tile < rows_.count(); ++tile) {
           const int64_t i = turned_ + rows_.begin(tile);
           const Matrix<T> a = a_.at(i, k0);
-          record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, kernels_->dot_columns);
+          record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, dot_columns_);
           kernels_->dot[turned_ + rows_.begin(tile + 1) - i][columns](
               depth.begin(part + 1) - k0, a.data, a.row_stride, b.data, b.row_stride,
               c_ + i * n_ + j, n_, part > 0);
@@ -163,6 +161,7 @@ class NarrowProduct {
   Matrix<T> a_, b_;
   T* c_ = nullptr;
   int64_t turned_ = 0;  // rows of a, the first ones
+  int64_t dot_columns_ = 0;
   EvenParts panels_;    // vectors of turned rows
   EvenParts features_;  // columns of c, by tiles
   EvenParts depth_;     // k, of the turned tiles

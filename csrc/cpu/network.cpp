@@ -12,12 +12,12 @@
 namespace fastmlp::cpu {
 namespace {
 
-// What a product costs beside its multiplications, counted in them: reading b, and writing c to
-// memory that is new.
+// A product's multiplications and what it costs beside them, counted in them: reading a and b, and
+// writing c.
 double cost(int64_t m, int64_t n, int64_t k) {
-  const double outputs = static_cast<double>(m) * static_cast<double>(n);
-  return outputs * static_cast<double>(k) + static_cast<double>(n) * static_cast<double>(k) +
-         4 * outputs;
+  const double rows = static_cast<double>(m), columns = static_cast<double>(n),
+               depth = static_cast<double>(k);
+  return rows * columns * depth + (rows + columns) * depth + 4 * rows * columns;
 }
 
 // A second thread costs a few microseconds to wake and to wait for: it is worth that from about so
@@ -107,12 +107,25 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
     const bool nothing = layer.activation == Activation::identity && !layer.bias;
+    const T* bias = layer.bias;
+    // A single column is handled as a row, by whole vectors, with its bias repeated.
+    constexpr int64_t kRun = 64;
+    T repeated[kRun];
+    const bool column = layer.out_features == 1;
+    if (column && bias) std::fill(repeated, repeated + kRun, *bias);
     products[l].compute(member, buffers.of(member), buffers.shared(),
                         [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
                           if (nothing) return;
-                          const int64_t at = i * layer.out_features + j;
-                          activate(rows, columns, sums[l] + at, outputs[l] + at, layer.out_features,
-                                   layer.bias ? layer.bias + j : nullptr, layer.slope);
+                          if (!column) {
+                            const int64_t at = i * layer.out_features + j;
+                            activate(rows, columns, sums[l] + at, outputs[l] + at,
+                                     layer.out_features, bias ? bias + j : nullptr, layer.slope);
+                            return;
+                          }
+                          for (const int64_t end = i + rows; i < end; i += kRun) {
+                            activate(1, std::min(kRun, end - i), sums[l] + i, outputs[l] + i, 1,
+                                     bias ? repeated : nullptr, layer.slope);
+                          }
                         });
   }
 };
@@ -202,9 +215,11 @@ struct BackwardPass<T>::State {
     if (layer.activation == Activation::identity) return false;
     const int64_t n = layer.out_features, begin = member.begin(problem.forward.batch);
     T* dz = const_cast<T*>(grad_sums.back());  // ours: scratch
+    const int64_t rows = member.end(problem.forward.batch) - begin;
+    const int64_t stride = problem.grad_output_stride;
+    const bool flat = stride == n;  // one long row then
     kernels.derive[static_cast<int>(layer.activation)](
-        member.end(problem.forward.batch) - begin, n,
-        problem.grad_output + begin * problem.grad_output_stride, problem.grad_output_stride,
+        flat ? 1 : rows, flat ? rows * n : n, problem.grad_output + begin * stride, stride,
         saved(layer) + begin * n, n, dz + begin * n, n, layer.slope);
     return true;
   }

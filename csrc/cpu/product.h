@@ -16,9 +16,13 @@ class Product {
   // columns (row_stride 1).
   Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
           T* c)
-      : narrow_(b.col_stride != 1 && NarrowProduct<T>::pays(kernels, m, n, k)) {
-    if (narrow_) {
-      narrow_product_ = {kernels, m, n, k, a, {b.data, b.col_stride, b.row_stride}, c};
+      : column_(b.col_stride != 1 && n == 1),
+        narrow_(column_ || (b.col_stride != 1 && NarrowProduct<T>::pays(kernels, m, n, k))) {
+    const Matrix<T> b_transposed{b.data, b.col_stride, b.row_stride};
+    if (column_) {
+      narrow_product_ = {kernels, 1, m, k, b_transposed, a, c};
+    } else if (narrow_) {
+      narrow_product_ = {kernels, m, n, k, a, b_transposed, c};
     } else {
       tiled_product_ = {kernels, m, n, k, a, b, c};
     }
@@ -36,7 +40,11 @@ class Product {
   // epilogue.
   template <typename Done>
   void compute(Member member, T* buffer, T* shared, const Done& done) const {
-    if (narrow_) {
+    if (column_) {
+      narrow_product_.compute(member, buffer, [&done](int64_t, int64_t, int64_t i, int64_t rows) {
+        done(i, rows, 0, 1);
+      });
+    } else if (narrow_) {
       narrow_product_.compute(member, buffer, done);
     } else {
       tiled_product_.compute(member, buffer, shared, done);
@@ -44,6 +52,7 @@ class Product {
   }
 
  private:
+  bool column_;  // c is a single column: a row, by the transposed product
   bool narrow_;
   NarrowProduct<T> narrow_product_;
   TiledProduct<T> tiled_product_;

@@ -39,11 +39,12 @@ void fill_activations(Kernels<T>& table) {
 }
 
 template <typename T, int tall_rows, int tall_vectors, int wide_rows, int wide_vectors,
-          int dot_rows, int dot_columns>
+          int dot_rows, int dot_columns, int row_columns>
 Kernels<T> make_kernels(const char* isa) {
   static_assert(tall_rows <= kMaxTileRows && wide_rows <= tall_rows);
   static_assert(wide_vectors <= kMaxTileVectors && tall_vectors <= wide_vectors);
-  static_assert(dot_rows <= kMaxDotTile && dot_columns <= kMaxDotTile);
+  static_assert(dot_rows <= kMaxDotTile && dot_columns <= row_columns &&
+                row_columns <= kMaxRowTile);
   Kernels<T> table{};
   table.isa = isa;
   table.width = Vec<T>::width;
@@ -51,9 +52,11 @@ Kernels<T> make_kernels(const char* isa) {
   table.wide = {wide_rows, wide_vectors};
   table.dot_rows = dot_rows;
   table.dot_columns = dot_columns;
+  table.row_columns = row_columns;
   fill_gemm_rows<T, tall_rows, tall_vectors>(table);
   fill_gemm_rows<T, wide_rows, wide_vectors>(table);
   fill_dot<T, dot_rows, dot_columns, dot_columns>(table);
+  fill_dot<T, 1, row_columns, row_columns>(table);
   fill_activations<T, 0>(table);
   table.column_sums = column_sums<T>;
   table.pack_transposed = pack_transposed<T>;

@@ -22,22 +22,30 @@ class TiledProduct {
   // columns (row_stride 1).
   TiledProduct() = default;
   TiledProduct(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
-          T* c)
+               T* c)
       : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
     tile_ = m <= kernels.wide.rows ? kernels.wide : kernels.tall;
     depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kTileDepth)));
     const int64_t vectors = divide_up(n, kernels.width);
     columns_ = EvenParts(vectors, divide_up(vectors, tile_.vectors));
     rows_ = EvenParts(m, divide_up(m, tile_.rows));
+    // A large c of small depth takes its time to be written to memory. Its rows are pages of their
+    // own, so it is written along them: 0.41 ms instead of 0.66 for 2048 × 2048 of depth 3.
+    by_rows_ = b.col_stride == 1 && k <= 16 &&
+               m * n * static_cast<int64_t>(sizeof(T)) > second_level_cache_bytes() / 2;
     // b has to be transposed, or its rows lie so far apart that each is a page of its own, and
-    // enough tiles reuse it.
-    pack_panels_ = b.col_stride != 1 || (m >= 96 && b.row_stride > 2 * panel_elements(1));
+    // enough tiles reuse it. Rows at multiples of 2 KiB compete for the same places of the caches
+    // as well, which makes two tiles enough: 2.0 → 1.2 ms for 17 × 2048 × 2048.
+    const bool aliased = b.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
+    pack_panels_ = !by_rows_ && (b.col_stride != 1 || (m >= (aliased ? tile_.rows + 1 : 96) &&
+                                                       b.row_stride > 4 * panel_elements(1)));
+    group_ = b.col_stride == 1 ? kPanelGroup : 1;
   }
 
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
   int64_t buffer_elements() const {
-    return (pack_panels_ && !share_panels() ? panel_elements(kTileDepth) : 0) +
+    return (pack_panels_ && !share_panels() ? group_ * panel_elements(kTileDepth) : 0) +
            (block_pays(columns_.count()) ? block_elements() : 0);
   }
   int64_t shared_elements() const { return share_panels() ? 2 * shared_part_elements() : 0; }
@@ -48,13 +56,16 @@ class TiledProduct {
   template <typename Done>
   void compute(Member member, T* buffer, T* shared, const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
+    if (by_rows_) return compute_rows(member, done);
     // A block of rows of a stays in the second-level cache while the panels of b pass over it.
     // Where there are several, each belongs to one member alone, which then copies it alone. So it
     // does where one would do but its rows are many: a division of the columns goes through a cache
     // line of every row of c where those are no whole number of lines, and two cores writing to one
     // line took 19 µs instead of 8 for 300 × 300 of depth 8.
     int64_t count = divide_up(rows_.count(), block_tiles());
-    if (count > 1 || (b_.col_stride == 1 && m_ >= 64 * member.count))
+    const bool few_panels = columns_.count() < 4 * member.count;  // and these not all of one width
+    if (count > 1 || (b_.col_stride == 1 && m_ >= 64 * member.count) ||
+        (few_panels && rows_.count() >= 4 * member.count))
       count = divide_up(count, member.count) * member.count;
     const EvenParts blocks(rows_.count(), std::min(count, rows_.count()));
     for (int64_t part = 0; part < depth_.count(); ++part) {
@@ -73,6 +84,27 @@ class TiledProduct {
   }
 
  private:
+  // Panels packed together, so that a visit to a row, a page, yields more than 200 bytes: 1.2 → 1.0
+  // ms for 17 × 2048 × 2048.
+  static constexpr int64_t kPanelGroup = 4;
+
+  // Tiles between two calls of the epilogue. After each one alone it would wait for what the masked
+  // stores have just written: 33 of 90 µs for a layer 8-8 at batch 4096.
+  static constexpr int64_t kEpilogueTiles = 8;
+
+  // Tile by tile along the rows of c.
+  template <typename Done>
+  void compute_rows(Member member, const Done& done) const {
+    for (int64_t tile = member.begin(rows_.count()); tile < member.end(rows_.count()); ++tile) {
+      const int64_t i = row(tile), rows = row(tile + 1) - i;
+      for (int64_t panel = 0; panel < columns_.count(); ++panel) {
+        const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
+        compute_tile(a_.at(i, 0), b_.at(0, j), k_, c_ + i * n_ + j, rows, columns, false);
+        done(i, rows, j, columns);
+      }
+    }
+  }
+
   // This member's tiles of one block of rows, over one part of k.
   template <typename Done>
   void compute_block(Member member, T* buffer, const T* panels, int64_t first_tile,
@@ -86,13 +118,21 @@ class TiledProduct {
     T* const block = block_pays((end - begin) / tiles) ? buffer : nullptr;
     if (block) pack_block(block, first_tile, tiles, k0, depth);
     T* const panel_buffer = block_pays(columns_.count()) ? buffer + block_elements() : buffer;
+    int64_t packed = 0, packed_end = 0;  // panels in the buffer
     for (int64_t unit = begin; unit < end;) {
       const int64_t panel = (unit - block_begin) / tiles;
+      if (pack_panels_ && !panels && panel >= packed_end) {
+        packed = panel;
+        packed_end = std::min(panel + group_, (end - 1 - block_begin) / tiles + 1);
+        pack_group(panel_buffer, packed, packed_end, k0, depth);
+      }
       const int64_t panel_end = std::min(end, block_begin + (panel + 1) * tiles);
       const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
       const Matrix<T> b = panels         ? Matrix<T>{panels + j * depth, panel_width(panel), 1}
-                          : pack_panels_ ? pack_panel(panel_buffer, panel, k0, depth)
+                          : pack_panels_ ? Matrix<T>{panel_buffer + (j - column(packed)) * depth,
+                                                     panel_width(panel), 1}
                                          : b_.at(k0, j);
+      int64_t whole = unit;  // what the epilogue has not seen yet
       for (; unit < panel_end; ++unit) {
         const int64_t tile = unit - block_begin - panel * tiles;
         if (panels && panel + 1 < columns_.count())
@@ -101,7 +141,11 @@ class TiledProduct {
         const Matrix<T> a =
             block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : a_.at(i, k0);
         compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, part > 0);
-        if (part + 1 == depth_.count()) done(i, rows, j, columns);
+        if (part + 1 < depth_.count() || (unit + 1 < panel_end && unit - whole < kEpilogueTiles))
+          continue;
+        const int64_t top = row(first_tile + whole - block_begin - panel * tiles);
+        done(top, i + rows - top, j, columns);
+        whole = unit + 1;
       }
     }
   }
@@ -131,9 +175,7 @@ class TiledProduct {
   }
 
   int64_t row(int64_t tile) const { return rows_.begin(tile); }
-  int64_t column(int64_t panel) const {
-    return columns_.spread(panel) * kernels_->width;
-  }
+  int64_t column(int64_t panel) const { return columns_.spread(panel) * kernels_->width; }
 
   int64_t panel_width(int64_t panel) const { return column(panel + 1) - column(panel); }
 
@@ -151,11 +193,11 @@ class TiledProduct {
     return std::min(block_tiles(), rows_.count()) * tile_.rows * kTileDepth;
   }
 
-  // Copying a block of rows of a, tile by tile, pays where enough panels reuse it, and reading it
-  // in place would touch a page for each element or row (84 GFLOP/s instead of 150 for a transposed
-  // a of 1024 × 1024).
+  // Copying a block of rows of a, tile by tile, pays where enough panels reuse it and its rows or
+  // columns lie about a page apart or more (84 GFLOP/s instead of 150 for a transposed a of 1024 ×
+  // 1024; at 512 × 512 the copy itself costs 5 %).
   bool block_pays(int64_t panels) const {
-    constexpr int64_t far = 1024 / sizeof(T);
+    constexpr int64_t far = 3072 / sizeof(T);
     return panels >= 6 && k_ >= 64 && std::max(a_.row_stride, a_.col_stride) >= far;
   }
 
@@ -179,7 +221,18 @@ class TiledProduct {
     }
   }
 
-  Matrix<T> pack_panel(T* to, int64_t panel, int64_t k0, int64_t depth) const {
+  void pack_group(T* to, int64_t first, int64_t last, int64_t k0, int64_t depth) const {
+    const int64_t step = b_.col_stride == 1 && last > first + 1 ? 16 : depth;
+    for (int64_t p = 0; p < depth; p += step) {
+      for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t j = column(panel), width = panel_width(panel);
+        pack_panel(to + (j - column(first)) * depth + p * width, panel, k0 + p,
+                   std::min(step, depth - p));
+      }
+    }
+  }
+
+  void pack_panel(T* to, int64_t panel, int64_t k0, int64_t depth) const {
     const int64_t j = column(panel), width = panel_width(panel), columns = std::min(n_ - j, width);
     const Matrix<T> from = b_.at(k0, j);
     if (from.col_stride == 1) {
@@ -187,22 +240,22 @@ class TiledProduct {
     } else {
       kernels_->pack_transposed(columns, depth, from.data, from.col_stride, to, width, width);
     }
-    return {to, width, 1};
   }
 
   void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
                     bool accumulate) const {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
     kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, a.data, a.row_stride,
-                                                              a.col_stride, b.data, b.row_stride,
-                                                              c, n_, columns, accumulate);
+                                                              a.col_stride, b.data, b.row_stride, c,
+                                                              n_, columns, accumulate);
   }
 
   const Kernels<T>* kernels_;
   int64_t m_, n_, k_;
   Matrix<T> a_, b_;
   T* c_;
-  bool pack_panels_;
+  int64_t group_ = 1;
+  bool by_rows_ = false, pack_panels_ = false;
   TileShape tile_;
   EvenParts rows_, columns_;  // tiles of rows; panels of columns, counted in vectors
   EvenParts depth_;
