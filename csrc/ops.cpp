@@ -6,8 +6,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include "cpu/network.h"
 #include "memory.h"
+#include "passes.h"
 #include "problem.h"
 
 TORCH_LIBRARY(fastmlp, m) {
@@ -82,26 +82,6 @@ std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Te
 
 namespace {
 
-// The layers' outputs and sums that are kept lie one after the other in `saved`.
-template <typename T>
-void place_saved(Forward<T>& problem, const SavedLayout& layout, const at::Tensor& saved,
-                 T* output) {
-  T* base = saved.numel() > 0 ? static_cast<T*>(saved.data_ptr()) : nullptr;
-  for (size_t l = 0; l < problem.layers.size(); ++l) {
-    if (layout.outputs[l] >= 0) problem.layers[l].output = base + layout.outputs[l];
-    if (layout.sums[l] >= 0) problem.layers[l].sums = base + layout.sums[l];
-  }
-  problem.layers.back().output = output;
-}
-
-template <template <typename> class Pass, typename T, typename Problem>
-void run_pass(const Problem& problem, at::ScalarType dtype) {
-  Pass<T> pass(problem, at::in_parallel_region() ? 1 : at::get_num_threads());
-  const int64_t elements = pass.workspace_elements();
-  const at::Tensor workspace = elements > 0 ? uninitialized({elements}, dtype) : at::Tensor();
-  pass.run(elements > 0 ? workspace.mutable_data_ptr<T>() : nullptr);
-}
-
 std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const Needs& needs) {
   check(arguments);
   check_needs(arguments.weights.size(), needs);
@@ -116,7 +96,7 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const
     using T = decltype(zero);
     Operands operands;
     Forward<T> problem = make_forward<T>(arguments, operands);
-    place_saved<T>(problem, layout, saved, output.mutable_data_ptr<T>());
+    place_saved<T>(problem, layout, saved_data<T>(saved), output.mutable_data_ptr<T>());
     run_pass<cpu::ForwardPass, T>(problem, input.scalar_type());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
@@ -154,7 +134,8 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
     Backward<T> problem;
     problem.forward = make_forward<T>(arguments, operands);
     // Backward only reads them.
-    place_saved<T>(problem.forward, layout, saved, const_cast<T*>(output_rows.const_data_ptr<T>()));
+    place_saved<T>(problem.forward, layout, saved_data<T>(saved),
+                   const_cast<T*>(output_rows.const_data_ptr<T>()));
     problem.grad_output = grad_rows.const_data_ptr<T>();
     problem.grad_output_stride = grad_rows.stride(0);
     problem.gradients.resize(layers);

@@ -31,6 +31,37 @@ def why_plain(
     /,
 ) -> str | None: ...
 def run_modules(modules: dict[str, Module], input: Tensor, /) -> Tensor | None: ...
+
+# weights, biases, activations, slopes
+_Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float]]
+# kind, mean, ignore_index, label_smoothing, weight, pos_weight
+_Loss = tuple[int, bool, int, float, Tensor | None, Tensor | None]
+# kind, param_groups, state
+_Optimizer = tuple[int, list[dict[str, Any]], dict[Tensor, Any]]
+
+def train_step(
+    network: dict[str, Module] | _Network,
+    input: Tensor,
+    target: Tensor,
+    loss: _Loss,
+    optimizer: _Optimizer,
+    max_grad_norm: float | None,
+    /,
+) -> tuple[Tensor, int] | None: ...
+def train_steps(
+    network: dict[str, Module] | _Network,
+    buffer: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    order: Tensor,
+    batch_size: int,
+    scale: float,
+    shift: float,
+    loss: _Loss,
+    optimizer: _Optimizer,
+    max_grad_norm: float | None,
+    /,
+) -> tuple[Tensor, Tensor] | None: ...
 def know_modules(
     linear: type[Module],
     activations: dict[type[Module], int],

@@ -4,5 +4,6 @@ from fastmlp import functional
 from fastmlp._ops import get_isa
 from fastmlp._version import __version__
 from fastmlp.modules import FusedLinear, FusedMLP
+from fastmlp.train_step import TrainStep
 
-__all__ = ["FusedLinear", "FusedMLP", "__version__", "functional", "get_isa"]
+__all__ = ["FusedLinear", "FusedMLP", "TrainStep", "__version__", "functional", "get_isa"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -65,6 +65,51 @@ def _activation_of(module: nn.Module) -> tuple[int, float] | None:
         name = f"gelu_{module.approximate}"
     code = functional._CODES.get(name or "")
     return None if code is None else (code, slope)
+
+
+# The operators' arguments: weights, biases, codes of the activations, and their slopes.
+Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float]]
+
+
+def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
+    """The operators' arguments, or why these modules are not such a network.
+
+    Read anew in each call: modules, parameters and hooks can be exchanged at any time.
+    """
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    codes: list[int] = []
+    slopes: list[float] = []
+    activated = True
+    for hooks in _GLOBAL_HOOKS:
+        if hooks:
+            return "a global module hook is registered"
+    for name, module in modules.items():
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            return f"module {name} has a hook"
+        if type(module) is nn.Linear:
+            weight = module._parameters.get("weight")
+            if weight is None or "bias" not in module._parameters:
+                return f"the parameters of module {name} are computed"
+            weights.append(weight)
+            biases.append(module._parameters["bias"])
+            codes.append(0)
+            slopes.append(0.0)
+            activated = False
+        else:
+            found = _activation_of(module)
+            if found is None:
+                return f"module {name}, {module}, is not fused"
+            if found[0] != 0:
+                if activated:
+                    return f"module {name} does not follow a linear layer"
+                codes[-1], slopes[-1] = found
+                activated = True
+        if "forward" in module.__dict__:
+            return f"module {name} has a forward of its own"
+    if not weights:
+        return "there is no linear layer"
+    return weights, biases, codes, slopes
 
 
 class FusedMLP(nn.Sequential):
@@ -147,47 +192,8 @@ class FusedMLP(nn.Sequential):
         network = self._network()
         return network if isinstance(network, str) else functional.why_plain(input, *network)
 
-    def _network(
-        self,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[int], list[float]] | str:
-        """The operators' arguments, or why these modules are not such a network.
-
-        Read anew in each call: modules, parameters and hooks can be exchanged at any time.
-        """
-        weights: list[Tensor] = []
-        biases: list[Tensor | None] = []
-        codes: list[int] = []
-        slopes: list[float] = []
-        activated = True
-        for hooks in _GLOBAL_HOOKS:
-            if hooks:
-                return "a global module hook is registered"
-        for name, module in self._modules.items():
-            if any(getattr(module, hooks) for hooks in _HOOKS):
-                return f"module {name} has a hook"
-            if type(module) is nn.Linear:
-                weight = module._parameters.get("weight")
-                if weight is None or "bias" not in module._parameters:
-                    return f"the parameters of module {name} are computed"
-                weights.append(weight)
-                biases.append(module._parameters["bias"])
-                codes.append(0)
-                slopes.append(0.0)
-                activated = False
-            else:
-                found = _activation_of(module)
-                if found is None:
-                    return f"module {name}, {module}, is not fused"
-                if found[0] != 0:
-                    if activated:
-                        return f"module {name} does not follow a linear layer"
-                    codes[-1], slopes[-1] = found
-                    activated = True
-            if "forward" in module.__dict__:
-                return f"module {name} has a forward of its own"
-        if not weights:
-            return "there is no linear layer"
-        return weights, biases, codes, slopes
+    def _network(self) -> Network | str:
+        return read_modules(self._modules)
 
 
 class FusedLinear(nn.Linear):

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "mlp.h"
+#include "training.h"
 
 namespace fastmlp::cpu {
 
@@ -57,6 +58,15 @@ struct Kernels {
   // packed[k, n] = source[k, n], zero from n to packed_stride.
   void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                     int64_t packed_stride);
+  // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the
+  // exponentials of the differences from it. Contiguous.
+  void (*softmax)(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum);
+  // n elements of one parameter, all pointers at the first of them; the rest of the update is the
+  // whole parameter's. correction1 = 1 - beta1^step, correction2 = √(1 - beta2^step).
+  void (*sgd)(int64_t n, T* parameter, const T* gradient, T* momentum, const Update<T>& update,
+              T scale);
+  void (*adam)(int64_t n, T* parameter, const T* gradient, T* mean, T* square, T* square_max,
+               const Update<T>& update, T scale, double correction1, double correction2);
   // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
   // peak; returns their sum.
   T (*multiply_add)(int64_t steps);

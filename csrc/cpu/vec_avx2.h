@@ -22,6 +22,7 @@ struct Vec<float> {
   static FASTMLP_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
   static FASTMLP_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static FASTMLP_INLINE Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+  static FASTMLP_INLINE Reg sqrt(Reg a) { return _mm256_sqrt_ps(a); }
   static FASTMLP_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static FASTMLP_INLINE Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static FASTMLP_INLINE Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
@@ -106,6 +107,7 @@ struct Vec<double> {
   static FASTMLP_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }
   static FASTMLP_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
   static FASTMLP_INLINE Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
+  static FASTMLP_INLINE Reg sqrt(Reg a) { return _mm256_sqrt_pd(a); }
   static FASTMLP_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
   static FASTMLP_INLINE Reg max(Reg a, Reg b) { return _mm256_max_pd(a, b); }
   static FASTMLP_INLINE Reg min(Reg a, Reg b) { return _mm256_min_pd(a, b); }

@@ -27,6 +27,7 @@ struct Vec<float> {
   static FASTMLP_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
   static FASTMLP_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static FASTMLP_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static FASTMLP_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_ps(a); }
   static FASTMLP_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static FASTMLP_INLINE Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static FASTMLP_INLINE Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
@@ -120,6 +121,7 @@ struct Vec<double> {
   static FASTMLP_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
   static FASTMLP_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
   static FASTMLP_INLINE Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
+  static FASTMLP_INLINE Reg sqrt(Reg a) { return _mm512_sqrt_pd(a); }
   static FASTMLP_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static FASTMLP_INLINE Reg max(Reg a, Reg b) { return _mm512_max_pd(a, b); }
   static FASTMLP_INLINE Reg min(Reg a, Reg b) { return _mm512_min_pd(a, b); }

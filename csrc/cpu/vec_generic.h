@@ -70,6 +70,9 @@ struct Vec {
   static FASTMLP_INLINE Reg min(Reg a, Reg b) {
     return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  static FASTMLP_INLINE Reg sqrt(Reg a) {
+    return each([&](int i) { return std::sqrt(a.lane[i]); });
+  }
   static FASTMLP_INLINE Reg abs(Reg a) {
     return each([&](int i) { return std::fabs(a.lane[i]); });
   }

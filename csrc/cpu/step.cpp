@@ -1,0 +1,234 @@
+#include "cpu/step.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/matrix.h"
+#include "cpu/threads.h"
+
+namespace fastmlp::cpu {
+namespace {
+
+// Sums are formed over runs of so many rows or elements, and these in order: their bits do not
+// depend on the threads.
+constexpr int64_t kRows = 64, kElements = 16384;
+
+// Elements of simple work that are worth a thread.
+constexpr int64_t kElementsPerThread = 50000;
+
+int team_size(int64_t elements, int max_threads) {
+  return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, max_threads));
+}
+
+// What one row's cross entropy needs to know of the whole batch.
+template <typename T>
+struct CrossEntropy {
+  double denominator = 1;  // of the mean
+  double weights = 0;      // of all classes together
+};
+
+template <typename T>
+CrossEntropy<T> prepare(const Loss<T>& loss) {
+  CrossEntropy<T> whole;
+  for (int64_t j = 0; j < loss.features; ++j) whole.weights += loss.weight ? loss.weight[j] : 1;
+  if (!loss.mean) return whole;
+  if (loss.kind == LossKind::cross_entropy_probabilities) {
+    whole.denominator = static_cast<double>(loss.batch);
+    return whole;
+  }
+  whole.denominator = 0;
+  for (int64_t i = 0; i < loss.batch; ++i) {
+    if (loss.classes[i] != loss.ignore_index)
+      whole.denominator += loss.weight ? loss.weight[loss.classes[i]] : 1;
+  }
+  return whole;
+}
+
+// torch's argmax: the first of the greatest, NaN above all.
+template <typename T>
+int64_t argmax(int64_t n, const T* z) {
+  int64_t best = 0;
+  for (int64_t j = 1; j < n; ++j) {
+    if (z[j] > z[best] || (std::isnan(z[j]) && !std::isnan(z[best]))) best = j;
+  }
+  return best;
+}
+
+template <typename T>
+LossResult cross_entropy(const Loss<T>& loss, const CrossEntropy<T>& whole, int64_t begin,
+                         int64_t end) {
+  const Kernels<T>& kernels = active_kernels<T>();
+  const int64_t n = loss.features;
+  const double smooth = loss.label_smoothing / static_cast<double>(n);
+  const double keep = 1 - loss.label_smoothing;
+  T maximum[kRows], sum[kRows];
+  kernels.softmax(end - begin, n, loss.prediction + begin * n, loss.gradient + begin * n, maximum,
+                  sum);
+  LossResult result;
+  for (int64_t i = begin; i < end; ++i) {
+    const T* z = loss.prediction + i * n;
+    T* gradient = loss.gradient + i * n;
+    // -log p of class j is `level` - z[j].
+    const double level =
+        static_cast<double>(maximum[i - begin]) + std::log(static_cast<double>(sum[i - begin]));
+    const auto weight = [&](int64_t j) { return loss.weight ? double(loss.weight[j]) : 1.0; };
+    if (loss.kind == LossKind::cross_entropy) {
+      const int64_t label = loss.classes[i];
+      if (label == loss.ignore_index) {
+        std::fill(gradient, gradient + n, T(0));
+        continue;
+      }
+      result.correct += argmax(n, z) == label;
+      const double own = keep * weight(label);
+      double total = own * (level - z[label]);
+      const double all = own + smooth * whole.weights;
+      if (smooth == 0) {
+        const T scale = static_cast<T>(all / whole.denominator);
+        for (int64_t j = 0; j < n; ++j) gradient[j] *= scale;
+      } else {
+        for (int64_t j = 0; j < n; ++j) {
+          const double share = smooth * weight(j);
+          total += share * (level - z[j]);
+          gradient[j] = static_cast<T>((gradient[j] * all - share) / whole.denominator);
+        }
+      }
+      gradient[label] -= static_cast<T>(own / whole.denominator);
+      result.loss += total;
+    } else {
+      const T* target = loss.target + i * n;
+      double all = 0, total = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        const double share = weight(j) * (keep * target[j] + smooth);
+        all += share;
+        total += share * (level - z[j]);
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        const double share = weight(j) * (keep * target[j] + smooth);
+        gradient[j] = static_cast<T>((gradient[j] * all - share) / whole.denominator);
+      }
+      result.loss += total;
+    }
+  }
+  return result;
+}
+
+template <typename T>
+LossResult elementwise(const Loss<T>& loss, int64_t begin, int64_t end) {
+  const double count = static_cast<double>(loss.batch * loss.features);
+  const T scale = static_cast<T>(loss.mean ? 1 / count : 1);
+  LossResult result;
+  for (int64_t i = begin * loss.features; i < end * loss.features; ++i) {
+    const T z = loss.prediction[i], t = loss.target[i];
+    if (loss.kind == LossKind::mse) {
+      const T difference = z - t;
+      result.loss += static_cast<double>(difference) * difference;
+      loss.gradient[i] = 2 * difference * scale;
+    } else {
+      // (1 - t)·z + l·log(1 + exp(-z)) with l = 1 + (positive_weight - 1)·t, without overflow.
+      const T l = loss.positive_weight ? 1 + (loss.positive_weight[i] - 1) * t : T(1);
+      const T e = std::exp(-std::fabs(z));
+      const T softplus = std::log1p(e) + std::max(-z, T(0));
+      const T sigmoid_of_minus = (z > 0 ? e : T(1)) / (1 + e);
+      const T w = loss.weight ? loss.weight[i] : T(1);
+      result.loss += w * ((1 - t) * z + l * softplus);
+      loss.gradient[i] = w * ((1 - t) - l * sigmoid_of_minus) * scale;
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+template <typename T>
+LossResult compute_loss(const Loss<T>& loss, int max_threads) {
+  const bool crosses =
+      loss.kind == LossKind::cross_entropy || loss.kind == LossKind::cross_entropy_probabilities;
+  const CrossEntropy<T> whole = crosses ? prepare(loss) : CrossEntropy<T>{};
+  std::vector<LossResult> runs(divide_up(loss.batch, kRows));
+  // An exponential takes as long as ten simple operations.
+  run_team(team_size(10 * loss.batch * loss.features, max_threads), [&](Member member) {
+    const auto count = static_cast<int64_t>(runs.size());
+    for (int64_t run = member.begin(count); run < member.end(count); ++run) {
+      const int64_t begin = run * kRows, end = std::min(loss.batch, begin + kRows);
+      runs[run] = crosses ? cross_entropy(loss, whole, begin, end) : elementwise(loss, begin, end);
+    }
+  });
+  LossResult result;
+  for (const LossResult& run : runs) {
+    result.loss += run.loss;
+    result.correct += run.correct;
+  }
+  if (crosses) {
+    result.loss /= whole.denominator;
+  } else if (loss.mean) {
+    result.loss /= static_cast<double>(loss.batch * loss.features);
+  }
+  return result;
+}
+
+template <typename T>
+double clipping_factor(const std::vector<Update<T>>& updates, double max_norm, int max_threads) {
+  double total = 0;
+  for (const Update<T>& update : updates) {
+    std::vector<double> runs(divide_up(update.elements, kElements));
+    run_team(team_size(update.elements, max_threads), [&](Member member) {
+      const auto count = static_cast<int64_t>(runs.size());
+      for (int64_t run = member.begin(count); run < member.end(count); ++run) {
+        const int64_t end = std::min(update.elements, (run + 1) * kElements);
+        // Eight sums of their own, so that the processor adds them side by side.
+        double sums[8] = {};
+        int64_t i = run * kElements;
+        for (; i + 8 <= end; i += 8) {
+          for (int l = 0; l < 8; ++l) {
+            const double g = update.gradient[i + l];
+            sums[l] += g * g;
+          }
+        }
+        for (; i < end; ++i) {
+          const double g = update.gradient[i];
+          sums[0] += g * g;
+        }
+        for (const double sum : sums) runs[run] += sum;
+      }
+    });
+    for (const double run : runs) total += run;
+  }
+  // std::min would drop a NaN.
+  const double factor = max_norm / (std::sqrt(total) + 1e-6);
+  return factor > 1 ? 1 : factor;
+}
+
+template <typename T>
+void apply(const std::vector<Update<T>>& updates, double gradient_scale, int max_threads) {
+  const Kernels<T>& kernels = active_kernels<T>();
+  int64_t elements = 0;
+  for (const Update<T>& update : updates) elements += update.elements;
+  run_team(team_size(elements, max_threads), [&](Member member) {
+    for (const Update<T>& u : updates) {
+      const int64_t groups = divide_up(u.elements, kernels.width);
+      const int64_t begin = member.begin(groups) * kernels.width;
+      const int64_t n = std::min(u.elements, member.end(groups) * kernels.width) - begin;
+      if (n <= 0) continue;
+      const T scale = static_cast<T>(u.maximize ? -gradient_scale : gradient_scale);
+      const auto at = [&](T* pointer) { return pointer ? pointer + begin : nullptr; };
+      if (u.kind == OptimizerKind::sgd) {
+        kernels.sgd(n, u.parameter + begin, u.gradient + begin, at(u.momentum), u, scale);
+      } else {
+        kernels.adam(n, u.parameter + begin, u.gradient + begin, at(u.momentum), at(u.square),
+                     at(u.square_max), u, scale, 1 - std::pow(u.beta1, u.step),
+                     std::sqrt(1 - std::pow(u.beta2, u.step)));
+      }
+    }
+  });
+}
+
+template LossResult compute_loss<float>(const Loss<float>&, int);
+template LossResult compute_loss<double>(const Loss<double>&, int);
+template double clipping_factor<float>(const std::vector<Update<float>>&, double, int);
+template double clipping_factor<double>(const std::vector<Update<double>>&, double, int);
+template void apply<float>(const std::vector<Update<float>>&, double, int);
+template void apply<double>(const std::vector<Update<double>>&, double, int);
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,81 @@
+// Loss and optimizer kernels. Included inside a target region, after activation-inl.h.
+
+// p = softmax(z) for each row: exp(z - maximum) / sum, with both factors kept for the logarithm.
+// NaN and infinity give NaN, as in torch.
+template <typename T>
+void softmax(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < rows; ++i, z += n, p += n) {
+    T greatest = z[0];
+    for (int64_t j = 1; j < n; ++j) greatest = z[j] > greatest ? z[j] : greatest;
+    const auto shift = V::set1(greatest);
+    for (int64_t j = 0; j < n; j += V::width) {
+      const auto mask = V::first(n - j < V::width ? n - j : V::width);
+      V::store(p + j, exp<T>(V::sub(V::load(z + j, mask), shift)), mask);
+    }
+    T total = 0;
+    for (int64_t j = 0; j < n; ++j) total += p[j];
+    const T scale = T(1) / total;
+    for (int64_t j = 0; j < n; ++j) p[j] *= scale;
+    maximum[i] = greatest;
+    sum[i] = total;
+  }
+}
+
+// The order of operations is that of torch.optim's single-tensor functions. `scale` multiplies the
+// gradient first (its clipping, and its sign where the loss is maximised).
+template <typename T>
+void sgd(int64_t n, T* parameter, const T* gradient, T* momentum, const Update<T>& u, T scale) {
+  using V = Vec<T>;
+  const auto scales = V::set1(scale), decay = V::set1(T(u.weight_decay)), rate = V::set1(T(-u.lr));
+  const auto factor = V::set1(T(u.momentum_factor)), rest = V::set1(T(1 - u.dampening));
+  for (int64_t i = 0; i < n; i += V::width) {
+    const auto mask = V::first(n - i < V::width ? n - i : V::width);
+    const auto p = V::load(parameter + i, mask);
+    auto g = V::mul(V::load(gradient + i, mask), scales);
+    if (u.weight_decay != 0) g = V::fma(p, decay, g);
+    if (momentum) {
+      auto b = g;
+      if (!u.first) b = V::fma(V::load(momentum + i, mask), factor, V::mul(g, rest));
+      V::store(momentum + i, b, mask);
+      g = u.nesterov ? V::fma(b, factor, g) : b;
+    }
+    V::store(parameter + i, V::fma(g, rate, p), mask);
+  }
+}
+
+// Kingma and Ba 2015; AMSGrad: Reddi et al. 2018; decoupled: Loshchilov and Hutter 2019.
+template <typename T>
+void adam(int64_t n, T* parameter, const T* gradient, T* mean, T* square, T* square_max,
+          const Update<T>& u, T scale, double correction1, double correction2) {
+  using V = Vec<T>;
+  const auto scales = V::set1(scale), decay = V::set1(T(u.weight_decay));
+  const auto keep = V::set1(T(1 - u.lr * u.weight_decay));
+  const auto rest1 = V::set1(T(1 - u.beta1)), beta2 = V::set1(T(u.beta2)),
+             rest2 = V::set1(T(1 - u.beta2));
+  const auto root = V::set1(T(correction2)), eps = V::set1(T(u.eps)),
+             rate = V::set1(T(-u.lr / correction1));
+  for (int64_t i = 0; i < n; i += V::width) {
+    const auto mask = V::first(n - i < V::width ? n - i : V::width);
+    auto p = V::load(parameter + i, mask);
+    auto g = V::mul(V::load(gradient + i, mask), scales);
+    if (u.weight_decay != 0) {
+      if (u.decoupled) {
+        p = V::mul(p, keep);
+      } else {
+        g = V::fma(p, decay, g);
+      }
+    }
+    const auto m0 = V::load(mean + i, mask);
+    const auto m = V::fma(V::sub(g, m0), rest1, m0);
+    auto s = V::fma(V::mul(g, g), rest2, V::mul(V::load(square + i, mask), beta2));
+    V::store(mean + i, m, mask);
+    V::store(square + i, s, mask);
+    if (square_max) {
+      s = V::max(V::load(square_max + i, mask), s);
+      V::store(square_max + i, s, mask);
+    }
+    const auto denominator = V::add(V::div(V::sqrt(s), root), eps);
+    V::store(parameter + i, V::fma(V::div(m, denominator), rate, p), mask);
+  }
+}

@@ -1,0 +1,39 @@
+// How the operators and the training step run a pass over a network.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "cpu/network.h"
+#include "memory.h"
+#include "mlp.h"
+#include "problem.h"
+
+namespace fastmlp {
+
+inline int max_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
+// The layers' outputs and sums that are kept lie one after the other in `saved`.
+template <typename T>
+void place_saved(Forward<T>& problem, const SavedLayout& layout, T* saved, T* output) {
+  for (size_t l = 0; l < problem.layers.size(); ++l) {
+    if (layout.outputs[l] >= 0) problem.layers[l].output = saved + layout.outputs[l];
+    if (layout.sums[l] >= 0) problem.layers[l].sums = saved + layout.sums[l];
+  }
+  problem.layers.back().output = output;
+}
+
+template <typename T>
+T* saved_data(const at::Tensor& saved) {
+  return saved.numel() > 0 ? static_cast<T*>(saved.data_ptr()) : nullptr;
+}
+
+template <template <typename> class Pass, typename T, typename Problem>
+void run_pass(const Problem& problem, at::ScalarType dtype) {
+  Pass<T> pass(problem, max_threads());
+  const int64_t elements = pass.workspace_elements();
+  const at::Tensor workspace = elements > 0 ? uninitialized({elements}, dtype) : at::Tensor();
+  pass.run(elements > 0 ? workspace.mutable_data_ptr<T>() : nullptr);
+}
+
+}  // namespace fastmlp

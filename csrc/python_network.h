@@ -1,0 +1,58 @@
+// Python's modules and tensors → the operands of a network, or why they are none.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace fastmlp {
+
+// Why a call cannot run fused in the state that the process is in; null: it can. Modes and
+// transforms are given the plain modules, so that they see the operations they know.
+const char* mode_in_the_way();
+
+// Why a tensor cannot be an operand; null: it can.
+const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor);
+
+struct Network {
+  c10::SmallVector<at::Tensor, 8> weights;
+  c10::SmallVector<std::optional<at::Tensor>, 8> biases;
+  c10::SmallVector<int64_t, 8> activations;
+  c10::SmallVector<double, 8> slopes;
+
+  // Takes a weight and a bias (a tensor or None); returns why they cannot be operands beside
+  // `input`, or nothing.
+  std::string append(PyObject* weight_object, PyObject* bias_object, const at::Tensor& input);
+};
+
+// Reads weights, biases (tensors or None), activations and slopes, all Python lists or tuples of
+// one length.
+std::string read(PyObject* const* args, const at::Tensor& input, Network& network);
+
+// What run_modules knows of torch.nn, told once by modules.py.
+struct Known {
+  PyObject* linear = nullptr;
+  std::vector<std::pair<PyObject*, int64_t>> activations;  // those without parameters
+  std::vector<PyObject*> global_hooks;                     // dicts
+  std::vector<PyObject*> hooks;                            // the names of a module's dicts of hooks
+  PyObject* parameters = PyUnicode_InternFromString("_parameters");
+  PyObject* forward = PyUnicode_InternFromString("forward");
+  PyObject* weight = PyUnicode_InternFromString("weight");
+  PyObject* bias = PyUnicode_InternFromString("bias");
+};
+
+Known& known();
+
+bool is_empty_dict(PyObject* object);
+
+// The operands of a Sequential of plain linear layers and activations without parameters, by far
+// the most frequent network, recognised anew in each call at a sixth of what the same takes in
+// Python. False for any other: Python decides then.
+bool recognise(PyObject* modules, const at::Tensor& input, Network& network);
+
+}  // namespace fastmlp

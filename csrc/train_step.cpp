@@ -1,0 +1,263 @@
+#include "train_step.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+
+#include "cpu/step.h"
+#include "passes.h"
+
+namespace fastmlp {
+namespace {
+
+// The loss's operands as the kernels read them, and what keeps their memory.
+struct LossOperands {
+  at::Tensor classes, target, weight, positive_weight;
+};
+
+void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef expected) {
+  TORCH_CHECK_VALUE(tensor.sizes() == expected, "fastmlp.TrainStep: expected ", name, " of shape ",
+                    expected, " like the model's output, got ", tensor.sizes());
+}
+
+// [batch, features] of the prediction's dtype.
+at::Tensor expanded(const char* name, const std::optional<at::Tensor>& tensor,
+                    at::IntArrayRef sizes, at::ScalarType dtype) {
+  if (!tensor) return {};
+  TORCH_CHECK(tensor->device().is_cpu(), "fastmlp.TrainStep: expected the loss's ", name,
+              " on the CPU, got it on ", tensor->device());
+  return tensor->to(dtype).expand(sizes).contiguous();
+}
+
+LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
+                           at::IntArrayRef sizes, at::ScalarType dtype) {
+  LossOperands operands;
+  TORCH_CHECK(target.device().is_cpu(),
+              "fastmlp.TrainStep: expected the target on the CPU, got it on ", target.device());
+  const int64_t batch = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
+  const int64_t features = sizes.back();
+  if (options.kind == LossKind::cross_entropy) {
+    TORCH_CHECK_VALUE(sizes.size() <= 2,
+                      "fastmlp.TrainStep: CrossEntropyLoss takes a model output of one or two "
+                      "dimensions here, got shape ",
+                      sizes);
+    check_shape("class targets", target, sizes.slice(0, sizes.size() - 1));
+    TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kByte,
+                "expected scalar type Long or Byte for class targets, got ", target.scalar_type());
+    operands.classes = target.to(at::kLong).contiguous();
+    const int64_t* classes = operands.classes.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < batch; ++i) {
+      TORCH_CHECK_INDEX(
+          classes[i] == options.ignore_index || (classes[i] >= 0 && classes[i] < features),
+          "Target ", classes[i], " is out of bounds.");
+    }
+  } else {
+    check_shape("targets", target, sizes);
+    TORCH_CHECK(at::isFloatingType(target.scalar_type()),
+                "fastmlp.TrainStep: expected floating point targets, got ", target.scalar_type());
+    operands.target = target.to(dtype).contiguous();
+  }
+  if (options.weight) {
+    const bool per_class = options.kind == LossKind::cross_entropy ||
+                           options.kind == LossKind::cross_entropy_probabilities;
+    TORCH_CHECK(!per_class || (options.weight->dim() == 1 && options.weight->numel() == features),
+                "weight tensor should be defined either for all ", features,
+                " classes or no classes but got weight tensor of shape: ", options.weight->sizes());
+    operands.weight = per_class ? options.weight->to(dtype).contiguous()
+                                : expanded("weight", options.weight, sizes, dtype);
+  }
+  operands.positive_weight = expanded("pos_weight", options.positive_weight, sizes, dtype);
+  return operands;
+}
+
+template <typename T>
+Update<T> converted(const Update<double>& o) {
+  Update<T> u;
+  u.kind = o.kind;
+  u.first = o.first, u.nesterov = o.nesterov, u.maximize = o.maximize, u.decoupled = o.decoupled;
+  u.lr = o.lr, u.momentum_factor = o.momentum_factor, u.dampening = o.dampening;
+  u.weight_decay = o.weight_decay;
+  u.beta1 = o.beta1, u.beta2 = o.beta2, u.eps = o.eps, u.step = o.step;
+  return u;
+}
+
+const at::Tensor& operand(const Arguments& arguments, size_t index) {
+  const size_t layers = arguments.weights.size();
+  return index < layers ? arguments.weights[index] : *arguments.biases[index - layers];
+}
+
+template <typename T>
+T* state_of(const at::Tensor& state, const at::Tensor& parameter) {
+  if (!state.defined()) return nullptr;
+  TORCH_CHECK(state.sizes() == parameter.sizes() && state.is_contiguous() &&
+                  state.scalar_type() == parameter.scalar_type() && state.device().is_cpu(),
+              "fastmlp.TrainStep: expected the optimizer's state contiguous, of shape ",
+              parameter.sizes(), " and dtype ", parameter.scalar_type(), " on the CPU, got shape ",
+              state.sizes(), " and dtype ", state.scalar_type(), " on ", state.device());
+  return state.mutable_data_ptr<T>();
+}
+
+template <typename T>
+StepResult run(const Arguments& arguments, const at::Tensor& target, const LossOptions& options,
+               const std::vector<ParameterUpdate>& requested, double max_grad_norm) {
+  const size_t layers = arguments.weights.size();
+  const at::ScalarType dtype = arguments.input.scalar_type();
+  at::DimVector sizes(arguments.input.sizes());
+  sizes.back() = arguments.weights.back().size(0);
+  const int64_t batch = c10::multiply_integers(at::IntArrayRef(sizes).slice(0, sizes.size() - 1));
+  const int64_t features = sizes.back();
+  const LossOperands operands = loss_operands(options, target, sizes, dtype);
+
+  Needs needs(1 + 2 * layers);
+  std::vector<Update<T>> updates;
+  updates.reserve(requested.size());
+  std::vector<int64_t> offsets(2 * layers, -1);
+  int64_t gradient_elements = 0;
+  for (const ParameterUpdate& one : requested) {
+    const at::Tensor& parameter = operand(arguments, one.operand);
+    TORCH_CHECK(parameter.is_contiguous(),
+                "fastmlp.TrainStep: expected contiguous parameters, got one of shape ",
+                parameter.sizes(), " and strides ", parameter.strides());
+    needs[1 + one.operand] = true;
+    offsets[one.operand] = gradient_elements;
+    Update<T> update = converted<T>(one.options);
+    update.elements = parameter.numel();
+    update.parameter = parameter.mutable_data_ptr<T>();
+    update.momentum = state_of<T>(one.momentum, parameter);
+    update.square = state_of<T>(one.square, parameter);
+    update.square_max = state_of<T>(one.square_max, parameter);
+    updates.push_back(update);
+    gradient_elements += (parameter.numel() + 15) / 16 * 16;
+  }
+
+  const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
+  // Prediction and its gradient, saved activations, gradients: one block.
+  const auto rounded = [](int64_t elements) { return (elements + 15) / 16 * 16; };
+  const int64_t outputs = rounded(batch * features), saved = rounded(layout.elements);
+  const at::Tensor block = uninitialized({2 * outputs + saved + gradient_elements}, dtype);
+  T* const prediction = block.mutable_data_ptr<T>();
+  T* const grad_output = prediction + outputs;
+  T* const gradients = grad_output + outputs + saved;
+
+  Operands forward_operands;
+  Forward<T> forward = make_forward<T>(arguments, forward_operands);
+  place_saved<T>(forward, layout, grad_output + outputs, prediction);
+  run_pass<cpu::ForwardPass, T>(forward, dtype);
+
+  Loss<T> loss;
+  const auto pointer = [](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+  };
+  loss.kind = options.kind, loss.mean = options.mean;
+  loss.batch = batch, loss.features = features;
+  loss.prediction = prediction, loss.gradient = grad_output;
+  loss.target = pointer(operands.target), loss.weight = pointer(operands.weight);
+  loss.positive_weight = pointer(operands.positive_weight);
+  loss.classes = operands.classes.defined() ? operands.classes.const_data_ptr<int64_t>() : nullptr;
+  loss.ignore_index = options.ignore_index, loss.label_smoothing = options.label_smoothing;
+  const LossResult result = cpu::compute_loss(loss, max_threads());
+
+  if (!updates.empty()) {
+    Backward<T> backward;
+    backward.forward = forward;
+    backward.grad_output = grad_output;
+    backward.grad_output_stride = features;
+    backward.gradients.resize(layers);
+    for (size_t i = 0; i < offsets.size(); ++i) {
+      if (offsets[i] < 0) continue;
+      auto& gradient = backward.gradients[i % layers];
+      (i < layers ? gradient.weight : gradient.bias) = gradients + offsets[i];
+    }
+    run_pass<cpu::BackwardPass, T>(backward, dtype);
+    for (size_t i = 0; i < updates.size(); ++i)
+      updates[i].gradient = gradients + offsets[requested[i].operand];
+    const double scale =
+        max_grad_norm > 0 ? cpu::clipping_factor(updates, max_grad_norm, max_threads()) : 1;
+    cpu::apply(updates, scale, max_threads());
+    for (const ParameterUpdate& one : requested) {
+      const at::Tensor& parameter = operand(arguments, one.operand);
+      if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+  at::Tensor value = at::empty({}, arguments.input.options());
+  *value.mutable_data_ptr<T>() = static_cast<T>(result.loss);
+  return {value, options.kind == LossKind::cross_entropy ? result.correct : -1};
+}
+
+// Rows of uint8 as scale·x + shift.
+template <typename T>
+void convert_rows(const Batches& batches, const int64_t* rows, int64_t count) {
+  const int64_t features = batches.inputs.size(1), stride = batches.inputs.stride(0);
+  const uint8_t* from = batches.inputs.const_data_ptr<uint8_t>();
+  T* to = batches.buffer.mutable_data_ptr<T>();
+  const T scale = static_cast<T>(batches.scale), shift = static_cast<T>(batches.shift);
+  at::parallel_for(0, count, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, features)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) {
+                       const uint8_t* source = from + rows[i] * stride;
+                       for (int64_t j = 0; j < features; ++j)
+                         to[i * features + j] = static_cast<T>(source[j]) * scale + shift;
+                     }
+                   });
+}
+
+}  // namespace
+
+StepResult train_step(const Arguments& arguments, const at::Tensor& target, const LossOptions& loss,
+                      const std::vector<ParameterUpdate>& updates, double max_grad_norm) {
+  check(arguments);
+  LossOptions options = loss;
+  if (options.kind == LossKind::cross_entropy && at::isFloatingType(target.scalar_type()))
+    options.kind = LossKind::cross_entropy_probabilities;
+  return arguments.input.scalar_type() == at::kFloat
+             ? run<float>(arguments, target, options, updates, max_grad_norm)
+             : run<double>(arguments, target, options, updates, max_grad_norm);
+}
+
+void train_steps(const Arguments& arguments, const Batches& batches, const LossOptions& loss,
+                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
+                 int64_t* correct, int64_t& done) {
+  const int64_t rows = batches.inputs.size(0);
+  TORCH_CHECK(batches.inputs.dim() == 2 && batches.inputs.stride(1) == 1 &&
+                  batches.inputs.device().is_cpu() && batches.targets.device().is_cpu() &&
+                  batches.targets.dim() > 0 && batches.targets.size(0) == rows &&
+                  batches.order.scalar_type() == at::kLong && batches.order.dim() == 1 &&
+                  batches.order.is_contiguous() && batches.size > 0 &&
+                  batches.buffer.is_contiguous() && batches.buffer.size(0) >= batches.size &&
+                  batches.buffer.size(1) == batches.inputs.size(1),
+              "fastmlp.TrainStep.fit: expected inputs [rows, features] and as many targets on the "
+              "CPU, got ",
+              batches.inputs.sizes(), " and ", batches.targets.sizes());
+  const at::NoGradGuard no_gradients;
+  const bool bytes = batches.inputs.scalar_type() == at::kByte;
+  const int64_t* order = batches.order.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < batches.order.numel(); ++i)
+    TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
+  for (done = 0; done < batches.count();) {
+    const int64_t begin = done * batches.size;
+    const int64_t count = std::min(batches.size, batches.order.numel() - begin);
+    const at::Tensor index = batches.order.narrow(0, begin, count);
+    at::Tensor input = batches.buffer.narrow(0, 0, count);
+    if (!bytes) {
+      at::index_select_out(input, batches.inputs, 0, index);
+    } else if (input.scalar_type() == at::kFloat) {
+      convert_rows<float>(batches, order + begin, count);
+    } else {
+      convert_rows<double>(batches, order + begin, count);
+    }
+    const StepResult result = train_step(
+        {input, arguments.weights, arguments.biases, arguments.activations, arguments.slopes},
+        batches.targets.index_select(0, index), loss, updates, max_grad_norm);
+    losses[done] = result.loss.item<double>();
+    correct[done] = result.correct;
+    ++done;
+    for (ParameterUpdate& update : updates) {
+      update.options.first = false;
+      update.options.step += 1;
+    }
+  }
+}
+
+}  // namespace fastmlp

@@ -1,0 +1,330 @@
+"""A whole training step in one call: forward, loss, backward and update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmlp._ops import _C
+from fastmlp.modules import FusedMLP, read_modules
+
+if TYPE_CHECKING:
+    from fastmlp._fit import Report, Table
+
+__all__ = ["TrainStep"]
+
+# As csrc/training.h and csrc/step_bindings.cpp number them.
+_LOSSES: dict[type[nn.Module], int] = {
+    nn.CrossEntropyLoss: 0,
+    nn.MSELoss: 2,
+    nn.BCEWithLogitsLoss: 3,
+}
+_OPTIMIZERS: dict[type[torch.optim.Optimizer], int] = {
+    torch.optim.SGD: 0,
+    torch.optim.Adam: 1,
+    torch.optim.AdamW: 2,
+}
+_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class TrainStep:
+    """One training step of a plain multilayer perceptron, as one operation on the CPU.
+
+    ``step(x, y)`` does what the plain loop does ::
+
+        optimizer.zero_grad()
+        loss = loss_function(model(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)  # where it is given
+        optimizer.step()
+
+    with the same numbers up to rounding. The model, the loss and the optimizer stay the truth: they
+    are read anew in each step, so that learning rates, schedulers, frozen parameters and loaded
+    checkpoints act at once, and the optimizer's state lies in ``optimizer.state`` under torch's own
+    keys. Steps and plain loops may alternate. Two differences: ``.grad`` is left as it is, and the
+    loss returned is not part of an autograd graph.
+
+    Args:
+        model: a :class:`FusedMLP`, or a ``torch.nn.Sequential`` (nested or not) of ``nn.Linear``
+            and activations that :mod:`fastmlp.functional` knows, float32 or float64, on the CPU.
+        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``, reduction "mean"
+            or "sum".
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over the model's parameters, or some
+            of them.
+        max_grad_norm: clips the norm of all gradients together, as
+            ``torch.nn.utils.clip_grad_norm_`` does.
+
+    Raises:
+        TypeError: a model, loss or optimizer of another kind.
+        ValueError: an option, hook or parameter that the step cannot honour; the message names it
+            and what to use instead.
+
+    Example:
+        >>> model = FusedMLP([784, 300, 10])
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
+        >>> loss = step(torch.rand(50, 784), torch.randint(10, (50,)))
+    """
+
+    #: Right predictions among the last step's, for class targets; None for others.
+    correct: int | None = None
+
+    def __init__(
+        self,
+        model: nn.Sequential,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(
+                f"fastmlp.TrainStep: expected max_grad_norm above 0, got {max_grad_norm}"
+            )
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.max_grad_norm = max_grad_norm
+        self._check_loss()
+        self._check_optimizer()
+        self._check_model()
+        self._flat = type(model) is FusedMLP or type(model) is nn.Sequential
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Trains on one batch.
+
+        Args:
+            x: input `(..., in_features)` of the parameters' dtype.
+            y: CrossEntropyLoss: classes `(...)`, int64 or uint8, or probabilities of the output's
+                shape; MSELoss and BCEWithLogitsLoss: of the output's shape.
+
+        Returns:
+            The loss before the update, without dimensions, of the parameters' dtype. A loss that is
+            not finite is returned as such (and the parameters updated with what follows from it, as
+            torch would).
+
+        Raises:
+            RuntimeError: the model, the loss or the optimizer has become one that the step cannot
+                honour. Nothing has been modified then.
+            ValueError: x and y do not fit together.
+            IndexError: a class out of bounds.
+        """
+        loss = self._read_loss()
+        optimizer = self._read_optimizer()
+        result = None
+        if self._flat:
+            result = _C.train_step(self.model._modules, x, y, loss, optimizer, self.max_grad_norm)
+        if result is None:
+            network = self._read_model()
+            result = _C.train_step(network, x, y, loss, optimizer, self.max_grad_norm)
+        value, correct = result
+        self.correct = correct if correct >= 0 else None
+        self.optimizer._opt_called = True  # what torch.optim's schedulers look for
+        return value
+
+    def fit(
+        self,
+        dataset: Any,
+        batch_size: int,
+        *,
+        epochs: int = 1,
+        shuffle: bool = True,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+        normalize: tuple[float, float] | None = None,
+        progress: bool | None = None,
+        callback: Callable[[Report], object] | None = None,
+        callback_every: int = 100,
+    ) -> list[Report]:
+        """Trains for whole epochs on data in memory, batch after batch without Python in between.
+
+        The rows are visited in the order of ``DataLoader(dataset, batch_size, shuffle,
+        drop_last=drop_last, generator=generator)`` for the same state of the generator, and the
+        data set is not copied. Ctrl-C takes effect between two batches and leaves the model and the
+        optimizer's state as after the last of them.
+
+        Args:
+            dataset: ``(inputs, targets)``, a ``TensorDataset`` of two tensors, or a data set of
+                :mod:`fastmlp.data`. Inputs `[rows, ...]`, flattened to the model's in_features, of
+                the parameters' dtype or uint8; targets `[rows, ...]` as ``step(x, y)`` takes them.
+            batch_size: rows of a batch.
+            epochs: how many.
+            shuffle, generator, drop_last: as of ``torch.utils.data.DataLoader``.
+            normalize: ``(mean, std)`` of uint8 inputs: they are read as
+                ``(x / 255 - mean) / std``; None: as ``x / 255``. A data set of fastmlp.data brings
+                its own.
+            progress: whether to show a bar on stderr (needs tqdm); None: where that is a terminal.
+            callback: called with a :class:`Report` every callback_every batches and at the end of
+                each epoch, between two batches: to log, to save, to change the learning rate.
+            callback_every: batches between two calls.
+
+        Returns:
+            One report for each epoch, over all of its batches.
+
+        Raises:
+            TypeError, ValueError: data or arguments that do not fit; what ``step(x, y)`` raises.
+        """
+        from fastmlp._fit import Bar, Tally, as_table, calls, epoch_order  # torch's data tools
+
+        for name, value in (
+            ("batch_size", batch_size), ("epochs", epochs), ("callback_every", callback_every),
+        ):  # fmt: skip
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"fastmlp.TrainStep.fit: expected {name} to be a positive integer, got {value}"
+                )
+        table = as_table(dataset, normalize)
+        rows, features = table.inputs.shape
+        used = rows - rows % batch_size if drop_last else rows
+        batches = -(-used // batch_size)
+        dtype = next(self.model.parameters()).dtype
+        buffer = torch.empty(min(batch_size, rows), features, dtype=dtype)
+        reports = []
+        with Bar(epochs * batches, progress) as bar:
+            for epoch in range(1, epochs + 1):
+                order = epoch_order(rows, shuffle, generator)[:used]
+                whole, since = Tally(), Tally()
+                for first, end in calls(batches, callback_every):
+                    chosen = order[first * batch_size : end * batch_size]
+                    losses, correct = self._steps(buffer, table, chosen, batch_size)
+                    for tally in (whole, since):
+                        tally.add(losses, correct, len(chosen), batch_size)
+                    bar.advance(end - first, float(losses[-1]))
+                    if callback is not None and (end % callback_every == 0 or end == batches):
+                        callback(since.report(epoch, end, batches))
+                        since = Tally()
+                reports.append(whole.report(epoch, batches, batches))
+        return reports
+
+    def _steps(
+        self, buffer: Tensor, table: Table, order: Tensor, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        network: Any = self.model._modules if self._flat else None
+        for _ in range(2):
+            if network is None:
+                network = self._read_model()
+            result = _C.train_steps(
+                network, buffer, table.inputs, table.targets, order, min(batch_size, len(buffer)),
+                table.scale, table.shift, self._read_loss(), self._read_optimizer(),
+                self.max_grad_norm,
+            )  # fmt: skip
+            if result is not None:
+                break
+            network = None
+        self.optimizer._opt_called = True
+        losses, correct = result
+        self.correct = int(correct[-1]) if len(correct) and correct[-1] >= 0 else None
+        return losses, correct
+
+    def _read_loss(self) -> tuple[int, bool, int, float, Tensor | None, Tensor | None]:
+        loss = self.loss
+        kind = _LOSSES[type(loss)]
+        reduction = loss.__dict__["reduction"]
+        if reduction not in ("mean", "sum"):
+            self._refuse_reduction()
+        weights = loss._buffers
+        if kind == 0:
+            return (
+                0, reduction == "mean", loss.__dict__["ignore_index"],
+                loss.__dict__["label_smoothing"], weights["weight"], None,
+            )  # fmt: skip
+        return kind, reduction == "mean", 0, 0.0, weights.get("weight"), weights.get("pos_weight")
+
+    def _read_optimizer(self) -> tuple[int, list[dict[str, Any]], dict[Tensor, Any]]:
+        optimizer = self.optimizer
+        return _OPTIMIZERS[type(optimizer)], optimizer.param_groups, optimizer.state
+
+    def _read_model(
+        self,
+    ) -> tuple[list[Tensor], list[Tensor | None], list[int], list[float]]:
+        network = read_modules(_leaves(self.model))
+        if isinstance(network, str):
+            raise RuntimeError(
+                f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
+            )
+        return network
+
+    def _refuse_reduction(self) -> None:
+        raise ValueError(
+            "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got "
+            f"{self.loss.reduction!r}"
+        )
+
+    def _check_loss(self) -> None:
+        if type(self.loss) not in _LOSSES:
+            names = ", ".join(f"nn.{kind.__name__}" for kind in _LOSSES)
+            raise TypeError(
+                f"fastmlp.TrainStep: expected a loss among {names}, got {type(self.loss).__name__}"
+            )
+        self._read_loss()
+        for hooks in _MODULE_HOOKS:
+            if getattr(self.loss, hooks):
+                raise ValueError("fastmlp.TrainStep: the loss has a hook. Remove it")
+
+    def _check_optimizer(self) -> None:
+        optimizer = self.optimizer
+        if type(optimizer) not in _OPTIMIZERS:
+            names = ", ".join(f"torch.optim.{kind.__name__}" for kind in _OPTIMIZERS)
+            raise TypeError(
+                f"fastmlp.TrainStep: expected an optimizer among {names}, got "
+                f"{type(optimizer).__name__}"
+            )
+        for hooks in _OPTIMIZER_HOOKS:
+            if getattr(optimizer, hooks, None):
+                raise ValueError("fastmlp.TrainStep: the optimizer has a step hook. Remove it")
+        for group in optimizer.param_groups:
+            for option in ("capturable", "differentiable"):
+                if group.get(option):
+                    raise ValueError(
+                        f"fastmlp.TrainStep: expected an optimizer with {option}=False"
+                    )
+
+    def _check_model(self) -> None:
+        if not isinstance(self.model, nn.Sequential):
+            raise TypeError(
+                "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
+                f"activations, got {type(self.model).__name__}"
+            )
+        network = read_modules(_leaves(self.model))
+        if isinstance(network, str):
+            raise ValueError(
+                f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
+            )
+        weights, biases, _, _ = network
+        operands = [p for p in (*weights, *biases) if p is not None]
+        if len({id(p) for p in operands}) < len(operands):
+            raise ValueError(
+                "fastmlp.TrainStep: layers share a parameter. Use the model's own forward and "
+                "backward instead"
+            )
+        for p in operands:
+            if p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    "fastmlp.TrainStep: expected float32 or float64 parameters on the CPU, got "
+                    f"{p.dtype} on {p.device}"
+                )
+            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+                raise ValueError("fastmlp.TrainStep: a parameter has a hook. Remove it")
+        own = {id(p) for p in operands}
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) not in own:
+                    raise ValueError(
+                        "fastmlp.TrainStep: the optimizer holds a parameter of shape "
+                        f"{tuple(p.shape)} that is not the model's. Make it of model.parameters()"
+                    )
+
+
+def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """The modules that a Sequential runs, those of nested ones in place, by their full names."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model._modules.items():
+        if type(module) in (nn.Sequential, FusedMLP):
+            if any(getattr(module, hooks) for hooks in _MODULE_HOOKS):
+                return {prefix + name: module}  # which is not fused, the reader will say
+            found.update(_leaves(module, f"{prefix}{name}."))
+        elif module is not None:
+            found[prefix + name] = module
+    return found
