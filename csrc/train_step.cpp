@@ -1,7 +1,6 @@
 #include "train_step.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
@@ -189,18 +188,10 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
 // Rows of uint8 as scale·x + shift.
 template <typename T>
 void convert_rows(const Batches& batches, const int64_t* rows, int64_t count) {
-  const int64_t features = batches.inputs.size(1), stride = batches.inputs.stride(0);
-  const uint8_t* from = batches.inputs.const_data_ptr<uint8_t>();
-  T* to = batches.buffer.mutable_data_ptr<T>();
-  const T scale = static_cast<T>(batches.scale), shift = static_cast<T>(batches.shift);
-  at::parallel_for(0, count, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, features)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       const uint8_t* source = from + rows[i] * stride;
-                       for (int64_t j = 0; j < features; ++j)
-                         to[i * features + j] = static_cast<T>(source[j]) * scale + shift;
-                     }
-                   });
+  cpu::gather<T>(batches.inputs.const_data_ptr<uint8_t>(), batches.inputs.stride(0), rows, count,
+                 batches.inputs.size(1), static_cast<T>(batches.scale),
+                 static_cast<T>(batches.shift), batches.buffer.mutable_data_ptr<T>(),
+                 max_threads());
 }
 
 }  // namespace

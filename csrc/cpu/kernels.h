@@ -58,6 +58,8 @@ struct Kernels {
   // packed[k, n] = source[k, n], zero from n to packed_stride.
   void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                     int64_t packed_stride);
+  // to[n] = scale · from[n] + shift.
+  void (*convert)(int64_t n, const uint8_t* from, T scale, T shift, T* to);
   // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the
   // exponentials of the differences from it. Contiguous.
   void (*softmax)(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum);

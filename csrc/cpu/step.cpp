@@ -224,11 +224,25 @@ void apply(const std::vector<Update<T>>& updates, double gradient_scale, int max
   });
 }
 
+template <typename T>
+void gather(const uint8_t* from, int64_t stride, const int64_t* rows, int64_t count,
+            int64_t features, T scale, T shift, T* to, int max_threads) {
+  const Kernels<T>& kernels = active_kernels<T>();
+  run_team(team_size(count * features, max_threads), [&](Member member) {
+    for (int64_t i = member.begin(count); i < member.end(count); ++i)
+      kernels.convert(features, from + rows[i] * stride, scale, shift, to + i * features);
+  });
+}
+
 template LossResult compute_loss<float>(const Loss<float>&, int);
 template LossResult compute_loss<double>(const Loss<double>&, int);
 template double clipping_factor<float>(const std::vector<Update<float>>&, double, int);
 template double clipping_factor<double>(const std::vector<Update<double>>&, double, int);
 template void apply<float>(const std::vector<Update<float>>&, double, int);
 template void apply<double>(const std::vector<Update<double>>&, double, int);
+template void gather<float>(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, float, float,
+                            float*, int);
+template void gather<double>(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, double,
+                             double, double*, int);
 
 }  // namespace fastmlp::cpu

@@ -20,4 +20,9 @@ double clipping_factor(const std::vector<Update<T>>& updates, double max_norm, i
 template <typename T>
 void apply(const std::vector<Update<T>>& updates, double gradient_scale, int max_threads);
 
+// to[count, features] = scale · from[rows[i]] + shift, the rows of `from` a stride apart.
+template <typename T>
+void gather(const uint8_t* from, int64_t stride, const int64_t* rows, int64_t count,
+            int64_t features, T scale, T shift, T* to, int max_threads);
+
 }  // namespace fastmlp::cpu

@@ -1,5 +1,11 @@
 // Loss and optimizer kernels. Included inside a target region, after activation-inl.h.
 
+// Plain C++, which the compiler turns into the vectors of the target.
+template <typename T>
+void convert(int64_t n, const uint8_t* from, T scale, T shift, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]) * scale + shift;
+}
+
 // p = softmax(z) for each row: exp(z - maximum) / sum, with both factors kept for the logarithm.
 // NaN and infinity give NaN, as in torch.
 template <typename T>
