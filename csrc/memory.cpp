@@ -101,6 +101,7 @@ class Cache final : public c10::Allocator {
     if (!lock) return c10::free_cpu(block.data);
     free_.push_back(block);
     cached_ += block.size;
+    shrink(peak_);
   }
 
   // The blocks that have waited longest go first.

@@ -1,9 +1,17 @@
 """PyTorch's multilayer perceptron, with the same numbers, in fewer and faster steps."""
 
 from fastmlp import functional
-from fastmlp._ops import get_isa
+from fastmlp._ops import empty_cache, get_isa
 from fastmlp._version import __version__
 from fastmlp.modules import FusedLinear, FusedMLP
 from fastmlp.train_step import TrainStep
 
-__all__ = ["FusedLinear", "FusedMLP", "TrainStep", "__version__", "functional", "get_isa"]
+__all__ = [
+    "FusedLinear",
+    "FusedMLP",
+    "TrainStep",
+    "__version__",
+    "empty_cache",
+    "functional",
+    "get_isa",
+]

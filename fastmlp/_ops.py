@@ -26,6 +26,17 @@ def get_isa() -> str:
     return _C.get_isa()
 
 
+def empty_cache() -> None:
+    """Gives memory that waits to be used again back to the system.
+
+    Blocks of 16 KiB and more that freed gradients, activations and scratch buffers leave are kept
+    for the next ones, because memory fresh from the system takes longer to get than a wide layer's
+    gradients take to compute. This frees them, after an unusually large batch for one; tensors in
+    use stay as they are.
+    """
+    _C.empty_cache()
+
+
 def _saved_elements(
     input: Tensor, weights: Sequence[Tensor], activations: Sequence[int], needs: Sequence[bool]
 ) -> int | torch.SymInt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import gc
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import fastmlp
 
@@ -24,6 +28,7 @@ sys.path.insert(0, str(BENCHMARKS))  # scripts, not a package
 import check  # noqa: E402
 import grid  # noqa: E402
 import harness  # noqa: E402
+import loader  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
@@ -124,6 +129,35 @@ def test_memory_sees_what_is_kept() -> None:
     assert memory.saved(model, x) == 2 * 8 * 4  # the result of exp, which is the output
     with torch.no_grad():
         assert memory.allocated(model, x) == 1000 * 4
+
+
+def test_loader_runs() -> None:
+    printed = run("loader.py", "--quick", "--shapes", "small-32", "--threads", "1").stdout
+    rows = [row.split() for row in printed.splitlines()[2:]]
+    assert len(rows) == 2 * len(loader.LOADERS)
+    for row in rows:
+        assert row[:3] == ["small-32", "64", "32"]
+        batch_us, ratio = float(row[-4]), float(row[-3])
+        assert batch_us > 0
+        assert ratio == 1 if "DataLoader" in row else ratio > 0
+
+
+def test_a_wrong_loader_is_found() -> None:
+    data = TensorDataset(torch.randn(10, 2), torch.arange(10))
+
+    def fault(change: Callable[[loader.Loader], loader.Loader]) -> str | None:
+        return loader.fault(lambda *given: change(loader.data_loader(*given)), data, 4, True)
+
+    def aside(*given: Any) -> loader.Loader:
+        *others, generator = given
+        return loader.data_loader(*others, copy.deepcopy(generator))
+
+    assert fault(lambda right: right) is None
+    assert fault(lambda right: list(right)[:2]) == "fewer than 2 batches"
+    assert fault(lambda right: [*right, *right]) == "more than 3 batches"
+    assert fault(lambda right: [[x + 1, y] for x, y in right]) == "batch 0 differs"
+    assert fault(lambda right: [[x] for x, _ in right]) == "batch 0 differs"
+    assert loader.fault(aside, data, 4, True) == "leaves the generator in another state"
 
 
 def test_compare_serves_both_builds() -> None:

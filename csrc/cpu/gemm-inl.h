@@ -16,8 +16,8 @@ FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int
                                  int64_t c_stride) {
   using V = Vec<T>;
   constexpr int last = vectors - 1;
-  // The tile of c comes from memory while its sums are formed, one line at a time: all at once held
-  // up the lines of b behind them, a tenth of a product of 1024 × 1024.
+  // The tile of c comes from memory while its sums are formed, one vector of columns after the
+  // other: all at once held up the lines of b behind them, 1 % of a product of 1024 × 1024.
   const int64_t run = k / vectors + 1;
   for (int64_t begin = 0; begin < k; begin += run, c += V::width) {
     FASTMLP_UNROLL

@@ -6,9 +6,9 @@
 
 namespace fastmlp::cpu {
 
-// Every element of c is summed over k in one order that depends on the shape alone, never on the
-// tile it falls into or on the thread that computes it: results are bit-identical for any number of
-// threads.
+// Every element of c is summed over k in one order that depends on the shape and the processor
+// alone, never on the tile it falls into or on the thread that computes it: results are
+// bit-identical for any number of threads.
 template <typename T>
 class Product {
  public:

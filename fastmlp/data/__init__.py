@@ -4,12 +4,16 @@
     loader = DataLoader(train, batch_size=50, shuffle=True, collate_fn=collate)
     for images, labels in loader: ...                    # float32 [50, 1, 28, 28], int64 [50]
 
-Without `collate_fn=collate` the same batches come, only slower.
+Without `collate_fn=collate` the same batches come, only slower. And for tensors of any kind that
+are in memory, a loader that gathers each batch in one go:
+
+    for inputs, labels in TensorLoader(x, y, batch_size=50, shuffle=True): ...
 """
 
 from .digits import DigitsDataset
 from .download import download_mnist
 from .images import Batch, DataError, ImageDataset, collate
+from .loader import TensorLoader
 from .mnist import MNISTDataset
 from .transforms import Compose, Normalize, ToTensor
 
@@ -21,6 +25,7 @@ __all__ = [
     "ImageDataset",
     "MNISTDataset",
     "Normalize",
+    "TensorLoader",
     "ToTensor",
     "collate",
     "download_mnist",

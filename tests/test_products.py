@@ -1,0 +1,251 @@
+"""Each form of a matrix product, at the sizes where one takes over from another."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from fused import forced, mlp
+from layouts import contiguous, offset, padded, strided, transposed
+from reference import ACTIVATIONS, Problem, assert_all_within
+from test_numerics import POISONS, kinds, places
+
+from fastmlp import _C, functional
+
+ISAS = _C.available_isas()
+
+
+def forms() -> set[str]:
+    """Those that ran since recording began."""
+    return {name.split("_")[0] for name in _C.recorded_kernels()}
+
+
+def check(problem: Problem, what: str = "") -> None:
+    """Forward and backward inside of their bounds on every instruction set."""
+    expected = problem.exact()
+    for isa in ISAS:
+        with forced(isa):
+            assert_all_within(problem.run(mlp(problem)), expected, f"{isa}: {what}")
+
+
+def laid_out(problem: Problem, choice: int) -> Problem:
+    """The same numbers with strides of their own, between NaNs that must not be read."""
+    layouts = (contiguous, padded, strided, transposed, offset)
+    x, w, g = (layouts[(choice + shift) % 5] for shift in (0, 2, 4))
+    return replace(
+        problem,
+        x=x(problem.x),
+        weights=[w(weight) for weight in problem.weights],
+        grad_output=g(problem.grad_output),
+    )
+
+
+# Around the edges of tiles, vectors, blocks and forms
+
+BATCHES = [1, 2, 4, 5, 8, 15, 16, 17, 20, 21, 31, 32, 33, 47, 48, 49, 50, 63, 64, 65, 96, 97, 128]
+BATCHES += [257]
+IN = [1, 3, 16, 17, 64, 384, 385, 769, 1025]
+OUT = [1, 2, 5, 15, 16, 17, 300]
+
+
+def shapes(batch: int) -> list[tuple[int, int]]:
+    """Of a layer for a batch: each width of the input; over all batches, with each output's."""
+    shift = BATCHES.index(batch)
+    return [(m, OUT[(i + shift) % len(OUT)]) for i, m in enumerate(IN)]
+
+
+def test_shapes_meet() -> None:
+    every = {(batch, m, n) for batch in BATCHES for m, n in shapes(batch)}
+    assert {s[:2] for s in every} == set(itertools.product(BATCHES, IN))
+    assert {s[1:] for s in every} == set(itertools.product(IN, OUT))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_edges(dtype: torch.dtype, batch: int) -> None:
+    for i, (m, n) in enumerate(shapes(batch)):
+        problem = Problem.random(batch, [m, n], dtype, output="relu")
+        check(laid_out(problem, BATCHES.index(batch) + i), f"{batch}×{m}→{n}")
+
+
+# Sizes well inside of the range of one form, and sizes for which two work together.
+FORMS = [
+    (1, 784, 300, {"dot"}),
+    (1, 64, 4, {"dot"}),
+    (2, 300, 30, {"dot"}),
+    (4, 1025, 17, {"dot"}),
+    (32, 384, 300, {"turned"}),
+    (64, 385, 300, {"turned"}),
+    (65, 385, 300, {"turned", "dot"}),
+    (33, 1025, 300, {"turned", "dot"}),
+    (300, 40, 300, {"gemm"}),
+    (257, 64, 16, {"gemm"}),
+    (64, 300, 1, {"dot"}),  # a column, computed as a row
+    (257, 64, 1, {"dot"}),
+    (2000, 7, 1, {"dot"}),
+]
+
+
+@pytest.mark.parametrize(("batch", "m", "n", "expected"), FORMS)
+def test_forms(
+    isa: str, dtype: torch.dtype, batch: int, m: int, n: int, expected: set[str]
+) -> None:
+    """Forward takes those that its sizes ask for; backward never reads Wᵀ, and needs but one."""
+    problem = Problem.random(batch, [m, n], dtype)
+    x, weight = problem.x.requires_grad_(), problem.weights[0]
+    y = functional.linear(x, weight)
+    assert forms() == expected
+    _C.record_kernels(True)  # from the start
+    y.backward(problem.grad_output)
+    assert forms() == {"gemm"}
+
+
+def test_forms_of_the_edges(isa: str, dtype: torch.dtype) -> None:
+    """The shapes of test_edges are of all forms."""
+    for batch in BATCHES:
+        for m, n in shapes(batch):
+            functional.linear(torch.ones(batch, m, dtype=dtype), torch.ones(n, m, dtype=dtype))
+    assert forms() == {"dot", "turned", "gemm"}
+
+
+# One output
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_output(dtype: torch.dtype, activation: str, bias: bool) -> None:
+    """A column's epilogue runs along it; 64 numbers are activated at a time."""
+    for batch, m in ((1, 17), (3, 1), (15, 40), (63, 5), (64, 33), (65, 20), (129, 9), (1000, 3)):
+        problem = Problem.random(batch, [m, 1], dtype, output=activation, bias=bias)
+        check(laid_out(problem, batch), f"{batch}×{m}→1")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_one_hidden_unit(dtype: torch.dtype, activation: str) -> None:
+    for batch in (1, 65, 200):
+        problem = Problem.random(batch, [20, 1, 17, 1], dtype, hidden=activation, output="tanh")
+        check(problem, f"{batch}")
+
+
+# Forms of the outer product
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 15, 16, 17])
+def test_large_gradient_of_a_small_batch(batch: int) -> None:
+    """dW of up to 16 rows, larger than the half of any usual second-level cache."""
+    check(Problem.random(batch, [1101, 899]))
+
+
+def test_large_gradient_of_a_small_batch_double() -> None:
+    check(Problem.random(5, [701, 603], torch.float64))
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh"])
+def test_large_output_of_one_input(activation: str) -> None:
+    """The forward form of the same, whose epilogue follows each tile."""
+    for bias in (True, False):
+        check(Problem.random(701, [1, 803], output=activation, bias=bias))
+
+
+@pytest.mark.parametrize("batch", [7, 8, 9, 17, 50])
+@pytest.mark.parametrize("features", [512, 1024, 2048])
+def test_rows_in_the_same_places_of_the_cache(batch: int, features: int) -> None:
+    """Gradients of inputs whose weights' rows lie a multiple of 2 KiB apart, packed in groups.
+
+    400 outputs are two blocks of depth, each no multiple of what is packed at a time.
+    """
+    check(Problem.random(batch, [features, 400 if features == 512 else 37]))
+
+
+def test_rows_in_the_same_places_of_the_cache_double() -> None:
+    check(Problem.random(9, [512, 70], torch.float64))
+    check(Problem.random(9, [523, 70], torch.float64))
+
+
+@pytest.mark.parametrize("hidden", ["relu", "gelu"])
+def test_epilogues_of_the_groups(hidden: str) -> None:
+    """dx becomes dz of the layer below, tile by tile."""
+    check(Problem.random(37, [40, 512, 70, 30], hidden=hidden))
+
+
+def test_packed_on_both_sides() -> None:
+    """dz, too, is copied where its rows lie far apart."""
+    check(Problem.random(50, [1024, 800]))
+
+
+# NaN and infinity
+
+POISONED = {
+    "row": (1, [100, 40, 300]),
+    "dot": (4, [100, 40, 300]),
+    "turned": (32, [96, 300, 97]),
+    "turned and dot": (33, [96, 300, 97]),
+    "gemm": (257, [20, 40, 17]),
+    "column": (70, [33, 65, 1]),
+    "hidden column": (70, [33, 1, 5]),
+    "groups": (20, [20, 512, 20]),
+    "by rows": (8, [701, 603]),
+}
+
+
+@pytest.mark.parametrize(("batch", "sizes"), POISONED.values(), ids=POISONED)
+def test_one_poisoned_number(batch: int, sizes: list[int]) -> None:
+    """The numbers that depend on it, and they alone, are lost as in torch."""
+    problem = Problem.random(batch, sizes)
+    for i, (place, tensor) in enumerate(places(problem).items()):
+        numbers = tensor.view(-1)
+        for j, poison in enumerate(POISONS):
+            position = (0, 37 % len(numbers), len(numbers) - 1)[(i + j) % 3]
+            healthy = numbers[position].item()
+            numbers[position] = poison
+            lost = {name: kinds(t) for name, t in problem.eager().named().items()}
+            for isa in ISAS:
+                with forced(isa):
+                    ours = problem.run(mlp(problem)).named()
+                for name, result in ours.items():
+                    what = f"{isa}: {name}, {poison} in {place}[{position}]"
+                    assert torch.equal(kinds(result), lost[name]), what
+            numbers[position] = healthy
+
+
+# Threads
+
+DIVIDED = [
+    *((batch, [m, n]) for batch, m, n, _ in FORMS),
+    (16, [1025, 300, 16]),
+    (50, [784, 300, 10]),
+    (97, [769, 300, 1]),
+    (128, [384, 300, 300]),
+    (3000, [30, 1]),
+    (8, [1101, 899]),
+    (16, [603, 701]),
+    (701, [1, 803]),
+    (17, [2048, 300]),
+    (50, [512, 1024, 512]),
+    (257, [512, 17]),
+]
+
+
+@pytest.mark.parametrize(("batch", "sizes"), DIVIDED)
+def test_bits_do_not_depend_on_threads(
+    isa: str, dtype: torch.dtype, threads: int, batch: int, sizes: list[int]
+) -> None:
+    problem = Problem.random(batch, sizes, dtype, hidden="gelu", output="sigmoid")
+    torch.set_num_threads(1)
+    expected = problem.run(mlp(problem)).named()
+    for count in (2, 3, 4):
+        torch.set_num_threads(count)
+        for name, tensor in problem.run(mlp(problem)).named().items():
+            assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+
+
+def test_rows_do_not_depend_on_their_place(isa: str, dtype: torch.dtype) -> None:
+    """Equal rows of the input give equal rows of the output where one form holds them all."""
+    for batch, m, n, expected in FORMS:
+        if len(expected) > 1:
+            continue
+        x, weight = torch.randn(m, dtype=dtype), torch.randn(n, m, dtype=dtype) / math.sqrt(m)
+        y = functional.linear(x.expand(batch, m), weight, None, "tanh")
+        assert torch.equal(y, y[:1].expand_as(y)), (batch, m, n)
