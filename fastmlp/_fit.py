@@ -121,9 +121,7 @@ def _affine(transform: Any) -> tuple[float, float]:
 
 def epoch_order(rows: int, shuffle: bool, generator: torch.Generator | None) -> Tensor:
     """The order in which a DataLoader would visit the rows, int64 `[rows]`."""
-    loader = TensorLoader(
-        torch.arange(rows), batch_size=rows, shuffle=shuffle, generator=generator
-    )
+    loader = TensorLoader(torch.arange(rows), batch_size=rows, shuffle=shuffle, generator=generator)
     [[order]] = loader
     return order
 

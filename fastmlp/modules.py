@@ -53,8 +53,10 @@ _C.know_modules(
 )
 
 
-def _activation_of(module: nn.Module) -> tuple[int, float] | None:
+def _activation_of(module: nn.Module | None) -> tuple[int, float] | None:
     """The operators' number and slope of an activation module, None for any other module."""
+    if module is None:
+        return None
     name = _NAMES.get(type(module))
     slope = 0.0
     if isinstance(module, nn.LeakyReLU):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ _OPTIMIZERS: dict[type[torch.optim.Optimizer], int] = {
     torch.optim.Adam: 1,
     torch.optim.AdamW: 2,
 }
+_FORWARDS = (nn.Sequential.forward, FusedMLP.forward)
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -90,7 +92,6 @@ class TrainStep:
         self._check_loss()
         self._check_optimizer()
         self._check_model()
-        self._flat = type(model) is FusedMLP or type(model) is nn.Sequential
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Trains on one batch.
@@ -113,15 +114,15 @@ class TrainStep:
         """
         loss = self._read_loss()
         optimizer = self._read_optimizer()
-        result = None
-        if self._flat:
-            result = _C.train_step(self.model._modules, x, y, loss, optimizer, self.max_grad_norm)
+        modules = self.model._modules
+        result = _C.train_step(modules, x, y, loss, optimizer, self.max_grad_norm)
         if result is None:
             network = self._read_model()
             result = _C.train_step(network, x, y, loss, optimizer, self.max_grad_norm)
+            assert result is not None
         value, correct = result
         self.correct = correct if correct >= 0 else None
-        self.optimizer._opt_called = True  # what torch.optim's schedulers look for
+        self.optimizer.__dict__["_opt_called"] = True  # what torch.optim's schedulers look for
         return value
 
     def fit(
@@ -178,9 +179,15 @@ class TrainStep:
         table = as_table(dataset, normalize)
         rows, features = table.inputs.shape
         used = rows - rows % batch_size if drop_last else rows
-        batches = -(-used // batch_size)
+        if used == 0:
+            raise ValueError(
+                f"fastmlp.TrainStep.fit: {rows} rows fill no batch of {batch_size}, and drop_last "
+                "leaves out what does not"
+            )
+        batch_size = min(batch_size, rows)
+        batches = math.ceil(used / batch_size)
         dtype = next(self.model.parameters()).dtype
-        buffer = torch.empty(min(batch_size, rows), features, dtype=dtype)
+        buffer = torch.empty(batch_size, features, dtype=dtype)
         reports = []
         with Bar(epochs * batches, progress) as bar:
             for epoch in range(1, epochs + 1):
@@ -188,7 +195,7 @@ class TrainStep:
                 whole, since = Tally(), Tally()
                 for first, end in calls(batches, callback_every):
                     chosen = order[first * batch_size : end * batch_size]
-                    losses, correct = self._steps(buffer, table, chosen, batch_size)
+                    losses, correct = self._steps(buffer, table, chosen)
                     for tally in (whole, since):
                         tally.add(losses, correct, len(chosen), batch_size)
                     bar.advance(end - first, float(losses[-1]))
@@ -198,24 +205,21 @@ class TrainStep:
                 reports.append(whole.report(epoch, batches, batches))
         return reports
 
-    def _steps(
-        self, buffer: Tensor, table: Table, order: Tensor, batch_size: int
-    ) -> tuple[Tensor, Tensor]:
-        network: Any = self.model._modules if self._flat else None
-        for _ in range(2):
-            if network is None:
-                network = self._read_model()
-            result = _C.train_steps(
-                network, buffer, table.inputs, table.targets, order, min(batch_size, len(buffer)),
-                table.scale, table.shift, self._read_loss(), self._read_optimizer(),
-                self.max_grad_norm,
+    def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
+
+        def run(network: Any) -> tuple[Tensor, Tensor] | None:
+            return _C.train_steps(
+                network, buffer, table.inputs, table.targets, order, len(buffer), table.scale,
+                table.shift, self._read_loss(), self._read_optimizer(), self.max_grad_norm,
             )  # fmt: skip
-            if result is not None:
-                break
-            network = None
-        self.optimizer._opt_called = True
+
+        result = run(self.model._modules) or run(self._read_model())
+        assert result is not None
+        self.optimizer.__dict__["_opt_called"] = True
         losses, correct = result
-        self.correct = int(correct[-1]) if len(correct) and correct[-1] >= 0 else None
+        last = int(correct[-1])
+        self.correct = last if last >= 0 else None
         return losses, correct
 
     def _read_loss(self) -> tuple[int, bool, int, float, Tensor | None, Tensor | None]:
@@ -282,11 +286,14 @@ class TrainStep:
                     )
 
     def _check_model(self) -> None:
-        if not isinstance(self.model, nn.Sequential):
+        forward = getattr(type(self.model), "forward", None)
+        if forward not in _FORWARDS or "forward" in self.model.__dict__:
             raise TypeError(
                 "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
-                f"activations, got {type(self.model).__name__}"
+                f"activations, got {type(self.model).__name__} with a forward of its own"
             )
+        if any(getattr(self.model, hooks) for hooks in _MODULE_HOOKS):
+            raise ValueError("fastmlp.TrainStep: the model has a hook. Remove it")
         network = read_modules(_leaves(self.model))
         if isinstance(network, str):
             raise ValueError(
@@ -317,14 +324,14 @@ class TrainStep:
                     )
 
 
-def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module | None]:
     """The modules that a Sequential runs, those of nested ones in place, by their full names."""
-    found: dict[str, nn.Module] = {}
+    found: dict[str, nn.Module | None] = {}
     for name, module in model._modules.items():
-        if type(module) in (nn.Sequential, FusedMLP):
-            if any(getattr(module, hooks) for hooks in _MODULE_HOOKS):
-                return {prefix + name: module}  # which is not fused, the reader will say
+        nested = type(module) in (nn.Sequential, FusedMLP)
+        # One with a hook stays as it is, and the reader will say that it is not fused.
+        if module is not None and nested and not any(getattr(module, h) for h in _MODULE_HOOKS):
             found.update(_leaves(module, f"{prefix}{name}."))
-        elif module is not None:
+        else:
             found[prefix + name] = module
     return found
