@@ -3,6 +3,7 @@
 #include "step_bindings.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -30,7 +31,7 @@ struct Keys {
   Key params{"params"}, lr{"lr"}, weight_decay{"weight_decay"}, maximize{"maximize"},
       differentiable{"differentiable"}, capturable{"capturable"}, momentum{"momentum"},
       dampening{"dampening"}, nesterov{"nesterov"}, betas{"betas"}, eps{"eps"},
-      decoupled_weight_decay{"decoupled_weight_decay"}, amsgrad{"amsgrad"},
+      decoupled_weight_decay{"decoupled_weight_decay"}, amsgrad{"amsgrad"}, fused{"fused"},
       momentum_buffer{"momentum_buffer"}, step{"step"}, exp_avg{"exp_avg"},
       exp_avg_sq{"exp_avg_sq"}, max_exp_avg_sq{"max_exp_avg_sq"};
 };
@@ -76,7 +77,7 @@ enum Kind { kSgd, kAdam, kAdamW };
 
 class Optimizer {
  public:
-  // kind, param_groups, state
+  // kind, param_groups, state, dicts of hooks that have to be empty
   Optimizer(PyObject* description, const Network& network)
       : kind_(static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)))),
         state_(PyTuple_GET_ITEM(description, 2)),
@@ -84,6 +85,8 @@ class Optimizer {
     PyObject* groups = PyTuple_GET_ITEM(description, 1);
     if (!PyList_Check(groups) || !PyDict_Check(state_))
       throw py::type_error("expected the optimizer's param_groups and state");
+    check_hooks(PyTuple_GET_ITEM(description, 3));
+    check_distinct();
     for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) read(PyList_GET_ITEM(groups, g));
   }
 
@@ -93,6 +96,9 @@ class Optimizer {
   void finish(int64_t steps) {
     if (steps == 0) return;
     for (const Pending& pending : pending_) {
+      if (pending.fresh &&
+          PyDict_SetItem(state_, pending.parameter.ptr(), pending.state.ptr()) != 0)
+        throw py::error_already_set();
       if (pending.momentum)
         set(pending.state.ptr(), keys().momentum_buffer, pending.momentum.ptr());
       if (pending.step.defined()) {
@@ -109,10 +115,32 @@ class Optimizer {
 
  private:
   struct Pending {
-    py::object state, momentum;
+    py::object parameter, state, momentum;
+    bool fresh = false;  // the state has still to be put into the optimizer's
     at::Tensor step;
     double count = 0;  // steps before these
   };
+
+  static void check_hooks(PyObject* dicts) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); ++i) {
+      if (!is_empty_dict(PyTuple_GET_ITEM(dicts, i)))
+        refuse(
+            "the model, the loss or the optimizer has a hook. Remove it, or use the model's own "
+            "forward and backward");
+    }
+  }
+
+  void check_distinct() const {
+    const size_t layers = network_.weights.size();
+    for (size_t l = 1; l < layers; ++l) {
+      for (size_t k = 0; k < l; ++k) {
+        const auto& a = network_.biases[l];
+        const auto& b = network_.biases[k];
+        if (network_.weights[l].is_same(network_.weights[k]) || (a && b && a->is_same(*b)))
+          refuse("layers share a parameter. Use the model's own forward and backward instead");
+      }
+    }
+  }
 
   static void set(PyObject* dict, const Key& key, PyObject* value) {
     if (PyDict_SetItem(dict, key.object, value) != 0) throw py::error_already_set();
@@ -125,14 +153,15 @@ class Optimizer {
     return THPVariable_Unpack(object);
   }
 
-  // The parameter's state, made as the optimizer itself would.
-  py::object state_of(PyObject* parameter) {
+  // The parameter's state, or a new one which finish() puts into the optimizer's.
+  Pending state_of(PyObject* parameter) {
+    Pending pending;
+    pending.parameter = py::reinterpret_borrow<py::object>(parameter);
     PyObject* found = PyDict_GetItemWithError(state_, parameter);
     if (!found && PyErr_Occurred()) throw py::error_already_set();
-    if (found) return py::reinterpret_borrow<py::object>(found);
-    py::dict fresh;
-    if (PyDict_SetItem(state_, parameter, fresh.ptr()) != 0) throw py::error_already_set();
-    return std::move(fresh);
+    pending.fresh = !found;
+    pending.state = found ? py::reinterpret_borrow<py::object>(found) : py::dict();
+    return pending;
   }
 
   void read(PyObject* group) {
@@ -161,7 +190,7 @@ class Optimizer {
       amsgrad = flag(group, keys().amsgrad);
     }
     for (Py_ssize_t p = 0; p < PyList_GET_SIZE(parameters); ++p)
-      read(PyList_GET_ITEM(parameters, p), options, amsgrad);
+      read(PyList_GET_ITEM(parameters, p), options, amsgrad, flag(group, keys().fused));
   }
 
   size_t operand(const at::Tensor& parameter) const {
@@ -175,7 +204,7 @@ class Optimizer {
         "or the model moved? Make the optimizer and the TrainStep anew");
   }
 
-  void read(PyObject* object, const Update<double>& options, bool amsgrad) {
+  void read(PyObject* object, const Update<double>& options, bool amsgrad, bool fused) {
     if (!THPVariable_Check(object)) throw py::type_error("expected a parameter");
     const at::Tensor& parameter = THPVariable_Unpack(object);
     ParameterUpdate update;
@@ -190,34 +219,36 @@ class Optimizer {
     if (kind_ == kSgd) {
       if (options.momentum_factor != 0) momentum(object, parameter, update);
     } else {
-      moments(object, parameter, update, amsgrad);
+      moments(object, parameter, update, amsgrad, fused);
     }
     updates_.push_back(std::move(update));
   }
 
   void momentum(PyObject* object, const at::Tensor& parameter, ParameterUpdate& update) {
-    const py::object state = state_of(object);
-    PyObject* buffer = find(state.ptr(), keys().momentum_buffer);
+    Pending pending = state_of(object);
+    PyObject* buffer = find(pending.state.ptr(), keys().momentum_buffer);
     update.options.first = !buffer || buffer == Py_None;
     if (!update.options.first) {
-      update.momentum = tensor(state.ptr(), keys().momentum_buffer);
+      update.momentum = tensor(pending.state.ptr(), keys().momentum_buffer);
       return;
     }
+    const c10::InferenceMode off(false);  // what is kept is no tensor of inference
     update.momentum = at::empty_like(parameter);
-    pending_.push_back(
-        {state, py::reinterpret_steal<py::object>(THPVariable_Wrap(update.momentum)), {}, 0});
+    pending.momentum = py::reinterpret_steal<py::object>(THPVariable_Wrap(update.momentum));
+    pending_.push_back(std::move(pending));
   }
 
-  void moments(PyObject* object, const at::Tensor& parameter, ParameterUpdate& update,
-               bool amsgrad) {
-    const py::object state = state_of(object);
-    PyObject* const dict = state.ptr();
+  void moments(PyObject* object, const at::Tensor& parameter, ParameterUpdate& update, bool amsgrad,
+               bool fused) {
+    Pending pending = state_of(object);
+    PyObject* const dict = pending.state.ptr();
     if (PyDict_Size(dict) == 0) {
-      // As torch.optim makes it; the step's number is a tensor of the default dtype.
+      // As torch.optim makes it.
+      const c10::InferenceMode off(false);
       const auto put = [&](const Key& key, const at::Tensor& value) {
         set(dict, key, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)).ptr());
       };
-      const bool wide = at::get_default_dtype_as_scalartype() == at::kDouble;
+      const bool wide = !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
       put(keys().step, at::zeros({}, at::TensorOptions(wide ? at::kDouble : at::kFloat)));
       put(keys().exp_avg, at::zeros_like(parameter));
       put(keys().exp_avg_sq, at::zeros_like(parameter));
@@ -228,13 +259,14 @@ class Optimizer {
                     (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),
                 "fastmlp.TrainStep: expected the optimizer's step to be one float on the CPU, got ",
                 step.sizes(), " ", step.scalar_type(), " on ", step.device());
-    update.options.step = (step.scalar_type() == at::kFloat ? *step.const_data_ptr<float>()
-                                                            : *step.const_data_ptr<double>()) +
-                          1;
+    pending.step = step;
+    pending.count = step.scalar_type() == at::kFloat ? *step.const_data_ptr<float>()
+                                                     : *step.const_data_ptr<double>();
+    update.options.step = pending.count + 1;
     update.momentum = tensor(dict, keys().exp_avg);
     update.square = tensor(dict, keys().exp_avg_sq);
     if (amsgrad) update.square_max = tensor(dict, keys().max_exp_avg_sq);
-    pending_.push_back({state, {}, step, update.options.step - 1});
+    pending_.push_back(std::move(pending));
   }
 
   const int kind_;
@@ -283,7 +315,7 @@ bool read_network(PyObject* object, PyObject* input_object, const at::Tensor*& i
 
 void check_tuples(PyObject* loss, PyObject* optimizer) {
   if (!PyTuple_Check(loss) || PyTuple_GET_SIZE(loss) != 6 || !PyTuple_Check(optimizer) ||
-      PyTuple_GET_SIZE(optimizer) != 3)
+      PyTuple_GET_SIZE(optimizer) != 4)
     throw py::type_error("expected the tuples of a loss and of an optimizer");
 }
 

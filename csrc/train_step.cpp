@@ -37,11 +37,18 @@ LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
               "fastmlp.TrainStep: expected the target on the CPU, got it on ", target.device());
   const int64_t batch = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
   const int64_t features = sizes.back();
+  const bool crosses = options.kind == LossKind::cross_entropy ||
+                       options.kind == LossKind::cross_entropy_probabilities;
+  // torch takes dimension 1 for the classes, a layer's outputs are the last.
+  TORCH_CHECK_VALUE(!crosses || sizes.size() <= 2,
+                    "fastmlp.TrainStep: CrossEntropyLoss takes a model output of one or two "
+                    "dimensions here, got shape ",
+                    sizes);
+  TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1,
+              "label_smoothing must be between 0.0 and 1.0. Got: ", options.label_smoothing);
+  TORCH_CHECK(options.kind != LossKind::cross_entropy_probabilities || options.ignore_index < 0,
+              "ignore_index is not supported for floating point target");
   if (options.kind == LossKind::cross_entropy) {
-    TORCH_CHECK_VALUE(sizes.size() <= 2,
-                      "fastmlp.TrainStep: CrossEntropyLoss takes a model output of one or two "
-                      "dimensions here, got shape ",
-                      sizes);
     check_shape("class targets", target, sizes.slice(0, sizes.size() - 1));
     TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kByte,
                 "expected scalar type Long or Byte for class targets, got ", target.scalar_type());
@@ -59,13 +66,11 @@ LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
     operands.target = target.to(dtype).contiguous();
   }
   if (options.weight) {
-    const bool per_class = options.kind == LossKind::cross_entropy ||
-                           options.kind == LossKind::cross_entropy_probabilities;
-    TORCH_CHECK(!per_class || (options.weight->dim() == 1 && options.weight->numel() == features),
+    TORCH_CHECK(!crosses || (options.weight->dim() == 1 && options.weight->numel() == features),
                 "weight tensor should be defined either for all ", features,
                 " classes or no classes but got weight tensor of shape: ", options.weight->sizes());
-    operands.weight = per_class ? options.weight->to(dtype).contiguous()
-                                : expanded("weight", options.weight, sizes, dtype);
+    operands.weight = crosses ? options.weight->to(dtype).contiguous()
+                              : expanded("weight", options.weight, sizes, dtype);
   }
   operands.positive_weight = expanded("pos_weight", options.positive_weight, sizes, dtype);
   return operands;

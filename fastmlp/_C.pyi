@@ -36,8 +36,8 @@ def run_modules(modules: dict[str, Module], input: Tensor, /) -> Tensor | None: 
 _Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float]]
 # kind, mean, ignore_index, label_smoothing, weight, pos_weight
 _Loss = tuple[int, bool, int, float, Tensor | None, Tensor | None]
-# kind, param_groups, state
-_Optimizer = tuple[int, list[dict[str, Any]], dict[Tensor, Any]]
+# kind, param_groups, state, dicts of hooks that have to be empty
+_Optimizer = tuple[int, list[dict[str, Any]], dict[Tensor, Any], tuple[dict[Any, Any], ...]]
 
 def train_step(
     network: dict[str, Module] | _Network,

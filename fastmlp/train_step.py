@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as optimizer_module
 
 from fastmlp._ops import _C
 from fastmlp.modules import FusedMLP, read_modules
@@ -30,6 +31,10 @@ _OPTIMIZERS: dict[type[torch.optim.Optimizer], int] = {
 }
 _FORWARDS = (nn.Sequential.forward, FusedMLP.forward)
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_GLOBAL_OPTIMIZER_HOOKS = (
+    optimizer_module._global_optimizer_pre_hooks,
+    optimizer_module._global_optimizer_post_hooks,
+)
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -92,6 +97,12 @@ class TrainStep:
         self._check_loss()
         self._check_optimizer()
         self._check_model()
+        # The very dicts, which have to stay empty; those of the layers are read with the model.
+        self._hooks = (
+            *(getattr(module, hooks) for module in (model, loss) for hooks in _MODULE_HOOKS),
+            *(getattr(optimizer, hooks) for hooks in _OPTIMIZER_HOOKS),
+            *_GLOBAL_OPTIMIZER_HOOKS,
+        )
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Trains on one batch.
@@ -236,9 +247,14 @@ class TrainStep:
             )  # fmt: skip
         return kind, reduction == "mean", 0, 0.0, weights.get("weight"), weights.get("pos_weight")
 
-    def _read_optimizer(self) -> tuple[int, list[dict[str, Any]], dict[Tensor, Any]]:
+    def _read_optimizer(
+        self,
+    ) -> tuple[int, list[dict[str, Any]], dict[Tensor, Any], tuple[dict[Any, Any], ...]]:
         optimizer = self.optimizer
-        return _OPTIMIZERS[type(optimizer)], optimizer.param_groups, optimizer.state
+        if "forward" in self.model.__dict__:
+            raise RuntimeError("fastmlp.TrainStep: the model has a forward of its own")
+        kind = _OPTIMIZERS[type(optimizer)]
+        return kind, optimizer.param_groups, optimizer.state, self._hooks
 
     def _read_model(
         self,
@@ -262,6 +278,11 @@ class TrainStep:
             raise TypeError(
                 f"fastmlp.TrainStep: expected a loss among {names}, got {type(self.loss).__name__}"
             )
+        smoothing = self.loss.__dict__.get("label_smoothing", 0)
+        if not 0 <= smoothing <= 1:
+            raise ValueError(
+                f"fastmlp.TrainStep: expected label_smoothing between 0 and 1, got {smoothing}"
+            )
         self._read_loss()
         for hooks in _MODULE_HOOKS:
             if getattr(self.loss, hooks):
@@ -276,7 +297,7 @@ class TrainStep:
                 f"{type(optimizer).__name__}"
             )
         for hooks in _OPTIMIZER_HOOKS:
-            if getattr(optimizer, hooks, None):
+            if getattr(optimizer, hooks) or any(_GLOBAL_OPTIMIZER_HOOKS):
                 raise ValueError("fastmlp.TrainStep: the optimizer has a step hook. Remove it")
         for group in optimizer.param_groups:
             for option in ("capturable", "differentiable"):
@@ -287,11 +308,17 @@ class TrainStep:
 
     def _check_model(self) -> None:
         forward = getattr(type(self.model), "forward", None)
-        if forward not in _FORWARDS or "forward" in self.model.__dict__:
+        if forward not in _FORWARDS:
             raise TypeError(
                 "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
                 f"activations, got {type(self.model).__name__} with a forward of its own"
             )
+        for name, module in self.model.named_modules():
+            if "forward" in module.__dict__:
+                raise ValueError(
+                    f"fastmlp.TrainStep: module {name or 'itself'} has a forward of its own. Use "
+                    "the model's own forward and backward instead"
+                )
         if any(getattr(self.model, hooks) for hooks in _MODULE_HOOKS):
             raise ValueError("fastmlp.TrainStep: the model has a hook. Remove it")
         network = read_modules(_leaves(self.model))
@@ -312,6 +339,16 @@ class TrainStep:
                     "fastmlp.TrainStep: expected float32 or float64 parameters on the CPU, got "
                     f"{p.dtype} on {p.device}"
                 )
+            if p.dtype != operands[0].dtype:
+                raise ValueError(
+                    "fastmlp.TrainStep: expected parameters of one dtype, got "
+                    f"{operands[0].dtype} and {p.dtype}"
+                )
+            if not p.is_contiguous():
+                raise ValueError(
+                    "fastmlp.TrainStep: expected contiguous parameters, got one of shape "
+                    f"{tuple(p.shape)} and strides {p.stride()}"
+                )
             if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
                 raise ValueError("fastmlp.TrainStep: a parameter has a hook. Remove it")
         own = {id(p) for p in operands}
@@ -328,7 +365,7 @@ def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module | None]:
     """The modules that a Sequential runs, those of nested ones in place, by their full names."""
     found: dict[str, nn.Module | None] = {}
     for name, module in model._modules.items():
-        nested = type(module) in (nn.Sequential, FusedMLP)
+        nested = type(module) in (nn.Sequential, FusedMLP) and "forward" not in module.__dict__
         # One with a hook stays as it is, and the reader will say that it is not fused.
         if module is not None and nested and not any(getattr(module, h) for h in _MODULE_HOOKS):
             found.update(_leaves(module, f"{prefix}{name}."))

@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -34,6 +35,7 @@ import peers  # noqa: E402
 import report  # noqa: E402
 import shapes  # noqa: E402
 import suite  # noqa: E402
+import train_step  # noqa: E402
 
 TINY = shapes.select("tiny-1")[0]
 
@@ -363,3 +365,54 @@ def test_a_wrong_peer_is_not_timed(
     assert [row.contestant for row in measured.rows] == ["eager"]
     assert "refused wrong, forward of tiny-1: y: off by" in capsys.readouterr().err
     assert torch.get_num_threads() == threads
+
+
+# Whole training steps ----------------------------------------------------------------------------
+
+
+def test_train_step_benchmark_runs(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    contestants = ["train_step", "fastmlp", "eager"]
+    shapes = "tiny-1,width-*"
+    options = ["--quick", "--shapes", shapes, "--peers", ",".join(contestants), "--threads", "1"]
+    printed = run("train_step.py", *options, "--csv", str(file)).stdout
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert [(row["shape"], row["task"], row["contestant"]) for row in table] == [
+        (shape, task, contestant)
+        for shape in ("tiny-1", "width-45", "width-46")
+        for task in ("sgd", "adam")
+        for contestant in contestants
+    ]
+    for row in table:
+        assert row["threads"] == "1"
+        assert 0 < float(row["us_low"]) <= float(row["us_median"]) <= float(row["us_high"])
+        assert float(row["ratio_median"]) > 0
+        assert float(row["gflops"]) > 0
+    assert printed.count("width 45 to 46") == 2 * len(contestants)
+
+
+def test_train_step_benchmark_asks_jax_for_the_same() -> None:
+    pytest.importorskip("jax")
+    run("train_step.py", "--quick", "--shapes", "b3-w8-d3", "--peers", "jax")  # else exits with 1
+
+
+@pytest.mark.parametrize("task", ["sgd", "adam"])
+def test_train_step_benchmark_finds_wrong_steps(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = peers.Problem(TINY, task)
+    right = train_step.CONTESTANTS["train_step"](problem, 1).results()
+    assert train_step.fault(problem, right) is None
+    for name, array in right.items():
+        for wrong in (array * np.float32(1.05), np.where(array == array.max(), np.nan, array)):
+            assert str(train_step.fault(problem, right | {name: wrong})).startswith(name)
+    monkeypatch.setitem(train_step.RATES, task, 1.1 * train_step.RATES[task])
+    wrong = train_step.CONTESTANTS["train_step"](problem, 1).results()
+    assert "off by" in str(train_step.fault(problem, wrong))
+
+
+def test_train_step_benchmark_draws_every_pair() -> None:
+    """All inputs with all labels, none twice before that."""
+    inputs, labels = train_step.pool(TINY)
+    pairs = len(inputs) * len(labels)
+    seen = {(id(x), id(y)) for x, y in itertools.islice(train_step.batches(TINY), pairs)}
+    assert len(seen) == pairs

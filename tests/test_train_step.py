@@ -1,0 +1,1434 @@
+"""TrainStep against the loop that it stands for: the same losses, parameters, optimizer state."""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from fused import forced
+from layouts import LAYOUTS, Layout
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from fastmlp import FusedLinear, FusedMLP, TrainStep
+
+SIZES = [7, 19, 13, 5]  # ragged ends for every width of vectors
+CLASSES = SIZES[-1]
+ROWS = 9
+EXACT = 1e-9  # relative, in float64: 1e7 roundings' worth, for training may amplify them
+
+# What is compared ---------------------------------------------------------------------------------
+
+
+class LossCase(NamedTuple):
+    """A loss, the kind of its target, and by how much its gradient exceeds that of a mean."""
+
+    make: Callable[[], nn.Module]
+    target: str
+    size: int = 1
+
+
+WEIGHT = [0.3, 1.7, 0.6, 2.0, 1.1]  # of the classes
+
+
+def cross_entropy(weight: list[float] | None = None, **options: Any) -> nn.Module:
+    return nn.CrossEntropyLoss(None if weight is None else torch.tensor(weight), **options)
+
+
+def bce(weight: bool = False, pos_weight: bool = False, **options: Any) -> nn.Module:
+    w = torch.tensor(WEIGHT)
+    return nn.BCEWithLogitsLoss(
+        w if weight else None, pos_weight=w.flip(0) if pos_weight else None, **options
+    )
+
+
+LOSSES = {
+    "ce": LossCase(cross_entropy, "classes"),
+    "ce-sum": LossCase(lambda: cross_entropy(reduction="sum"), "classes", ROWS),
+    "ce-weight": LossCase(lambda: cross_entropy(WEIGHT), "classes"),
+    "ce-ignore": LossCase(lambda: cross_entropy(ignore_index=2), "classes"),
+    "ce-smoothing": LossCase(lambda: cross_entropy(label_smoothing=0.1), "classes"),
+    "ce-all": LossCase(
+        lambda: cross_entropy(WEIGHT, ignore_index=3, label_smoothing=0.3), "classes"
+    ),
+    "ce-all-sum": LossCase(
+        lambda: cross_entropy(WEIGHT, ignore_index=0, label_smoothing=0.3, reduction="sum"),
+        "classes", ROWS,
+    ),
+    "probabilities": LossCase(cross_entropy, "probabilities"),
+    "probabilities-all": LossCase(
+        lambda: cross_entropy(WEIGHT, label_smoothing=0.2), "probabilities"
+    ),
+    "probabilities-all-sum": LossCase(
+        lambda: cross_entropy(WEIGHT, label_smoothing=0.2, reduction="sum"), "probabilities", ROWS
+    ),
+    "mse": LossCase(nn.MSELoss, "numbers"),
+    "mse-sum": LossCase(lambda: nn.MSELoss(reduction="sum"), "numbers", ROWS * CLASSES),
+    "bce": LossCase(bce, "probabilities"),
+    "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
+    "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
+    "bce-all-sum": LossCase(
+        lambda: bce(True, True, reduction="sum"), "probabilities", ROWS * CLASSES
+    ),
+}  # fmt: skip
+
+MakeOptimizer = Callable[[nn.Module, float], Optimizer]  # of a model, with rates times a factor
+
+
+def sgd(lr: float = 0.05, **options: Any) -> MakeOptimizer:
+    return lambda model, factor: SGD(model.parameters(), lr * factor, **options)
+
+
+def adam(kind: type[Adam] = Adam, lr: float = 1e-2, **options: Any) -> MakeOptimizer:
+    # Adam divides the gradient's size out, so that its rate needs no factor.
+    return lambda model, factor: kind(model.parameters(), lr, **options)
+
+
+def groups(kind: type[Optimizer], lr: float, **options: Any) -> MakeOptimizer:
+    """Weights and biases with options of their own, the last layer in a third group."""
+
+    def make(model: nn.Module, factor: float) -> Optimizer:
+        *inner, last = (m for m in model.modules() if isinstance(m, nn.Linear))
+        return kind(
+            [
+                {"params": [m.weight for m in inner]},
+                {"params": [m.bias for m in inner], "weight_decay": 0.0, "lr": 2 * lr * factor},
+                {"params": last.parameters(), "lr": 0.3 * lr * factor},
+            ],
+            lr=lr * factor, weight_decay=0.01, **options,
+        )  # fmt: skip
+
+    return make
+
+
+OPTIMIZERS: dict[str, MakeOptimizer] = {
+    "sgd": sgd(),
+    "sgd-momentum": sgd(momentum=0.9, lr=0.02),
+    "sgd-dampening": sgd(momentum=0.8, dampening=0.3),
+    "sgd-nesterov": sgd(momentum=0.8, nesterov=True, lr=0.02),
+    "sgd-decay": sgd(weight_decay=0.02),
+    "sgd-maximize": sgd(maximize=True, lr=1e-3),
+    "sgd-all": sgd(momentum=0.7, dampening=0.2, weight_decay=0.02, maximize=True, lr=1e-3),
+    "sgd-nesterov-decay": sgd(momentum=0.7, nesterov=True, weight_decay=0.02, lr=0.02),
+    "sgd-groups": groups(SGD, 0.02, momentum=0.5),
+    "adam": adam(),
+    "adam-betas": adam(betas=(0.5, 0.9), eps=1e-3),
+    "adam-amsgrad": adam(amsgrad=True),
+    "adam-decay": adam(weight_decay=0.02),
+    "adam-maximize": adam(maximize=True, lr=1e-3),
+    "adam-all": adam(amsgrad=True, weight_decay=0.02, maximize=True, lr=1e-3),
+    "adam-decoupled": adam(decoupled_weight_decay=True, weight_decay=0.1),
+    "adam-groups": groups(Adam, 1e-2),
+    "adamw": adam(AdamW),
+    "adamw-decay": adam(AdamW, weight_decay=0.3),
+    "adamw-all": adam(AdamW, amsgrad=True, weight_decay=0.1, maximize=True, lr=1e-3),
+    "adamw-groups": groups(AdamW, 1e-2, amsgrad=True),
+}
+
+
+def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """For an output of that shape."""
+    if kind == "classes":
+        return torch.randint(shape[-1], shape[:-1])
+    numbers = torch.randn(shape, dtype=dtype)
+    return numbers.softmax(-1) if kind == "probabilities" else numbers
+
+
+def plain_step(
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: Optimizer,
+    x: Tensor,
+    y: Tensor,
+    max_grad_norm: float | None = None,
+) -> Tensor:
+    optimizer.zero_grad()
+    value: Tensor = loss(model(x), y)
+    value.backward()
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    return value.detach()
+
+
+def plain_twin(model: nn.Sequential) -> nn.Sequential:
+    """A copy that runs as torch alone would have it."""
+    twin = copy.deepcopy(model)
+    for name, module in twin._modules.items():
+        if isinstance(module, nn.Sequential):
+            twin._modules[name] = plain_twin(module)
+    return nn.Sequential(OrderedDict(twin._modules.items()))
+
+
+def assert_close(actual: Tensor, expected: Tensor, relative: float, what: str) -> None:
+    """The same dtype, shape and layout; the greatest difference relative to the greatest number.
+
+    NaN equals NaN, and infinities themselves.
+    """
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), what
+    assert actual.stride() == expected.stride(), what
+    actual, expected = actual.detach().double(), expected.detach().double()
+    finite = expected.isfinite()
+    torch.testing.assert_close(
+        actual[~finite], expected[~finite], rtol=0, atol=0, equal_nan=True, msg=lambda m: what + m
+    )
+    if finite.any():
+        off = (actual[finite] - expected[finite]).abs().max()
+        limit = relative * expected[finite].abs().max()
+        assert off <= limit, f"{what}: off by {off:.3g}, {limit:.3g} allowed"  # a NaN is off too
+
+
+def assert_same_optimizer(actual: Optimizer, expected: Optimizer, relative: float) -> None:
+    ours, theirs = actual.state_dict(), expected.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for index, state in theirs["state"].items():
+        assert list(ours["state"][index]) == list(state), index
+        for name, value in state.items():
+            own = ours["state"][index][name]
+            if isinstance(value, Tensor):
+                assert not own.requires_grad
+                assert_close(own, value, relative if value.dim() else 0, f"{name} {index}")
+            else:
+                assert own == value, f"{name} {index}"
+
+
+class Twins:
+    """One network twice, from the same numbers: for a TrainStep, and for the plain loop."""
+
+    def __init__(
+        self,
+        loss: LossCase = LOSSES["ce"],
+        make_optimizer: MakeOptimizer = OPTIMIZERS["sgd"],
+        dtype: torch.dtype = torch.float64,
+        model: nn.Sequential | None = None,
+        max_grad_norm: float | None = None,
+        factor: float = 1,
+    ) -> None:
+        self.case, self.dtype, self.max_grad_norm = loss, dtype, max_grad_norm
+        self.model = model or FusedMLP(SIZES, activation="gelu", dtype=dtype)
+        self.plain = plain_twin(self.model)
+        self.loss, self.plain_loss = loss.make().to(dtype), loss.make().to(dtype)
+        self.optimizer = make_optimizer(self.model, factor / loss.size)
+        self.plain_optimizer = make_optimizer(self.plain, 1 / loss.size)
+        self.step = TrainStep(self.model, self.loss, self.optimizer, max_grad_norm=max_grad_norm)
+
+    def batch(self, *rows: int) -> tuple[Tensor, Tensor]:
+        linears = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
+        shape = rows or (ROWS,)
+        x = torch.randn(*shape, linears[0].in_features, dtype=self.dtype)
+        return x, target(self.case.target, (*shape, linears[-1].out_features), self.dtype)
+
+    def train(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A step of both; their losses."""
+        expected = plain_step(
+            self.plain, self.plain_loss, self.plain_optimizer, x, y, self.max_grad_norm
+        )
+        return self.step(x, y), expected
+
+    def check(self, steps: int = 5, relative: float = EXACT, *rows: int) -> None:
+        """Trains both, on new data in each step, and compares everything."""
+        for number in range(steps):
+            actual, expected = self.train(*self.batch(*rows))
+            assert_close(actual, expected, relative, f"loss of step {number}")
+        self.compare(relative)
+
+    def compare(self, relative: float = EXACT) -> None:
+        named = zip(self.model.named_parameters(), self.plain.parameters(), strict=True)
+        for (name, actual), expected in named:
+            assert_close(actual, expected, relative, name)
+        assert_same_optimizer(self.optimizer, self.plain_optimizer, relative)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(threads: int) -> None:
+    torch.set_num_threads(1)  # networks so small are not divided; those that are say so
+
+
+# Parity -------------------------------------------------------------------------------------------
+
+# How many roundings follow on one another in a step, at most: the sums of each layer forward (its
+# inputs and the bias) and backward (its outputs), over classes and rows, and 30 for exponentials,
+# quotients and the update itself.
+ROUNDINGS = sum(n + 1 for n in SIZES[:-1]) + sum(SIZES[1:]) + CLASSES + ROWS + 30
+
+
+def float32_bound(steps: int) -> float:
+    """How far two float32 computations may be apart after so many steps, relatively.
+
+    A chain of k roundings is off by k·u of its terms' magnitude (N. J. Higham, Accuracy and
+    Stability of Numerical Algorithms, 2nd edition, section 3.1), with u = eps/2, and two
+    computations in different order are apart by twice that. With rates small enough for the update
+    not to amplify what is there already, as here, the steps' contributions add up. Activations are
+    smooth here: a kink would turn rounding into another slope.
+    """
+    return steps * ROUNDINGS * torch.finfo(torch.float32).eps
+
+
+PRODUCT = [
+    pytest.param(loss, optimizer, id=f"{loss}-{optimizer}")
+    for loss in LOSSES
+    for optimizer in OPTIMIZERS
+]
+
+
+@pytest.mark.parametrize(("loss", "optimizer"), PRODUCT)
+def test_every_loss_with_every_optimizer(loss: str, optimizer: str) -> None:
+    Twins(LOSSES[loss], OPTIMIZERS[optimizer]).check(steps=12)
+    Twins(LOSSES[loss], OPTIMIZERS[optimizer], torch.float32).check(12, float32_bound(12))
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer"),
+    [
+        ("ce", "sgd"),
+        ("ce", "adam"),
+        ("ce-all", "sgd-nesterov-decay"),
+        ("ce-all-sum", "sgd-momentum"),
+        ("probabilities-all", "adamw-groups"),
+        ("mse", "adam-amsgrad"),
+        ("mse-sum", "sgd-dampening"),
+        ("bce-all-sum", "adamw-decay"),
+        ("bce-pos-weight", "sgd-groups"),
+        ("ce-weight", "sgd-all"),
+    ],
+)
+def test_a_thousand_steps(loss: str, optimizer: str) -> None:
+    Twins(LOSSES[loss], OPTIMIZERS[optimizer]).check(steps=1000)
+
+
+@pytest.mark.parametrize(("loss", "optimizer"), [("ce", "sgd"), ("mse", "adam"), ("bce", "adamw")])
+def test_a_hundred_steps_in_float32(loss: str, optimizer: str) -> None:
+    Twins(LOSSES[loss], OPTIMIZERS[optimizer], torch.float32).check(100, float32_bound(100))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-nesterov", "adam", "adamw-all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_a_wrong_step_shows(optimizer: str, dtype: torch.dtype) -> None:
+    """The comparison can fail: with steps too long by a twentieth, it does."""
+    relative = float32_bound(12) if dtype == torch.float32 else EXACT
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer], dtype)
+    for group in twins.optimizer.param_groups:
+        group["lr"] *= 1.05
+    for _ in range(12):
+        twins.train(*twins.batch())
+    for group in twins.optimizer.param_groups:
+        group["lr"] /= 1.05
+    with pytest.raises(AssertionError, match="off by"):
+        twins.compare(relative)
+
+
+def test_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    relative = EXACT if dtype == torch.float64 else float32_bound(5)
+    for case in LOSSES.values():
+        Twins(case, OPTIMIZERS["sgd"], dtype).check(5, relative)
+    for make_optimizer in OPTIMIZERS.values():
+        Twins(LOSSES["ce"], make_optimizer, dtype).check(5, relative)
+
+
+@pytest.mark.parametrize("loss", ["ce", "ce-all", "probabilities-all", "mse", "bce"])
+@pytest.mark.parametrize("outputs", [1, 2, 16, 37])
+def test_many_rows_and_any_number_of_outputs(isa: str, loss: str, outputs: int) -> None:
+    """More rows than are summed at a time, fewer and more outputs than a vector has numbers."""
+    case = LOSSES[loss]
+    if case.make().state_dict() or "all" in loss:  # a weight for each class
+        options = {"ignore_index": 0} if case.target == "classes" else {}
+        weight = torch.rand(outputs).tolist()
+        case = case._replace(make=lambda: cross_entropy(weight, label_smoothing=0.2, **options))
+    twins = Twins(case, model=FusedMLP([11, 8, outputs], activation="tanh", dtype=torch.float64))
+    if outputs == 1 and "ignore_index" in loss:
+        pytest.skip("nothing would be left")
+    twins.check(3, EXACT, 150)
+
+
+MODELS: dict[str, Callable[[], nn.Sequential]] = {
+    "one-layer": lambda: FusedMLP([7, 5]),
+    "relu": lambda: FusedMLP(SIZES),
+    "no-bias": lambda: FusedMLP(SIZES, activation="tanh", bias=False),
+    "some-bias": lambda: nn.Sequential(nn.Linear(7, 6, bias=False), nn.SiLU(), nn.Linear(6, 5)),
+    "output-activation": lambda: FusedMLP(SIZES, activation="silu", output_activation="sigmoid"),
+    "leaky": lambda: FusedMLP(SIZES, activation=nn.LeakyReLU(0.2), output_activation=nn.ELU(0.7)),
+    "gelus": lambda: nn.Sequential(
+        nn.Linear(7, 8), nn.GELU(), nn.Linear(8, 9), nn.GELU(approximate="tanh"), nn.Linear(9, 5)
+    ),
+    "linear": lambda: FusedMLP(SIZES, activation=None, output_activation="identity"),
+    "identities": lambda: FusedMLP(SIZES, activation="identity"),
+    "named": lambda: nn.Sequential(
+        OrderedDict(first=nn.Linear(7, 8), act=nn.ELU(), last=nn.Linear(8, 5))
+    ),
+    "one-activation-for-all": lambda: nn.Sequential(
+        nn.Linear(7, 8), act := nn.Tanh(), nn.Linear(8, 9), act, nn.Linear(9, 5)
+    ),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(nn.Linear(7, 8), nn.Sequential(nn.ReLU()), nn.Sequential()),
+        nn.Sequential(nn.Linear(8, 9)),
+        nn.LeakyReLU(0.3),
+        nn.Linear(9, 5),
+    ),
+    "nested-fused": lambda: nn.Sequential(FusedMLP([7, 8, 9]), nn.ReLU(), FusedMLP([9, 5])),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_every_kind_of_model(model: str, loss: str) -> None:
+    Twins(LOSSES[loss], OPTIMIZERS["adam"], model=MODELS[model]().double()).check(20)
+
+
+@pytest.mark.parametrize("flag", ["foreach", "fused"])
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_other_implementations_of_the_optimizers(flag: str, kind: type[Optimizer]) -> None:
+    options: dict[str, Any] = {"momentum": 0.9} if kind is SGD else {}
+
+    def make(model: nn.Module, factor: float) -> Optimizer:
+        return kind(model.parameters(), lr=0.01, **{flag: True}, **options)
+
+    Twins(LOSSES["mse"], make).check(20)
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("loss", ["ce", "probabilities-all", "mse", "bce-all-sum"])
+def test_layouts_in_memory(loss: str, layout: Layout) -> None:
+    twins = Twins(LOSSES[loss])
+    for _ in range(3):
+        x, y = twins.batch()
+        y = y.repeat_interleave(2)[::2] if y.dtype == torch.int64 else layout(y)
+        assert_close(*twins.train(layout(x), y), EXACT, "loss")
+    twins.compare()
+
+
+@pytest.mark.parametrize("loss", ["mse", "mse-sum", "bce", "bce-all-sum"])
+@pytest.mark.parametrize("rows", [(2, 3), (2, 1, 4), ()])
+def test_more_dimensions_and_fewer(loss: str, rows: tuple[int, ...]) -> None:
+    twins = Twins(LOSSES[loss])
+    shape = (*rows, SIZES[0])
+    for _ in range(3):
+        x = torch.randn(shape, dtype=torch.float64)
+        y = target(LOSSES[loss].target, (*rows, CLASSES), torch.float64)
+        assert_close(*twins.train(x, y), EXACT, "loss")
+    twins.compare()
+
+
+@pytest.mark.parametrize("loss", ["ce-weight", "ce-smoothing", "probabilities-all"])
+def test_cross_entropy_of_a_single_row(loss: str) -> None:
+    twins = Twins(LOSSES[loss])
+    for _ in range(3):
+        x = torch.randn(SIZES[0], dtype=torch.float64)
+        y = target(LOSSES[loss].target, (CLASSES,), torch.float64)
+        assert_close(*twins.train(x, y), EXACT, "loss")
+    twins.compare()
+
+
+def test_cross_entropy_does_not_take_the_wrong_dimension_for_classes() -> None:
+    """torch has the classes in dimension 1, which is not the layer's output in 3 dimensions."""
+    twins = Twins(LOSSES["probabilities"])
+    x, y = twins.batch(2, 4)
+    with pytest.raises(ValueError, match="one or two dimensions"):
+        twins.step(x, y)
+    with pytest.raises(ValueError, match="one or two dimensions"):
+        twins.step(x, y.argmax(-1))
+
+
+def test_uint8_classes() -> None:
+    twins = Twins(LossCase(lambda: cross_entropy(ignore_index=255), "classes"))
+    for _ in range(3):
+        x, y = twins.batch()
+        y = y.to(torch.uint8)
+        y[3] = 255
+        assert_close(*twins.train(x, y), EXACT, "loss")
+    twins.compare()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", ["sgd-nesterov-decay", "adam-decay"])
+def test_a_batch_without_rows(loss: str, optimizer: str) -> None:
+    twins = Twins(LOSSES[loss], OPTIMIZERS[optimizer])
+    twins.check(2, EXACT, 0)
+    assert twins.step.correct in (0, None)
+    twins.check(2)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weight"])
+def test_all_rows_ignored(smoothing: float, reduction: str, weight: list[float] | None) -> None:
+    def make() -> nn.Module:
+        return cross_entropy(weight, label_smoothing=smoothing, reduction=reduction)
+
+    twins = Twins(LossCase(make, "classes"), OPTIMIZERS["adam"])
+    twins.check(2)
+    x, y = twins.batch()
+    actual, expected = twins.train(x, y.fill_(-100))
+    assert actual.isnan() == (reduction == "mean")
+    assert_close(actual, expected, 0, "loss")
+    assert twins.step.correct == 0
+    twins.compare()
+
+
+def test_classes_without_any_weight() -> None:
+    twins = Twins(LossCase(lambda: cross_entropy([0.0, *WEIGHT[1:]]), "classes"))
+    x, y = twins.batch()
+    actual, expected = twins.train(x, y.zero_())
+    assert actual.isnan()
+    assert expected.isnan()
+    twins.compare()
+
+
+@pytest.mark.parametrize("loss", ["ce", "ce-smoothing", "probabilities-all", "mse", "bce-all-sum"])
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam-amsgrad"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e200])
+def test_a_loss_that_is_not_finite(isa: str, loss: str, optimizer: str, value: float) -> None:
+    """It is returned, and what becomes of the parameters is what becomes of them in torch.
+
+    Of 1e200 the loss is finite but for mse, and what the gradients' squares overflow in is not.
+    """
+    twins = Twins(LOSSES[loss], OPTIMIZERS[optimizer], max_grad_norm=2.0)
+    x, y = twins.batch()
+    x[2, 3] = value
+    for _ in range(2):
+        actual, expected = twins.train(x, y)
+        assert_close(actual, expected, EXACT, "loss")
+        twins.compare()
+    assert value == 1e200 or not actual.isfinite()
+
+
+@pytest.mark.parametrize("loss", ["ce", "ce-smoothing", "probabilities-all", "bce", "bce-all-sum"])
+def test_extreme_predictions(isa: str, dtype: torch.dtype, loss: str) -> None:
+    """Nothing overflows that does not in torch: the model passes its input on."""
+    model = FusedMLP([CLASSES, CLASSES], bias=False, dtype=dtype)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(CLASSES))
+    twins = Twins(LOSSES[loss], lambda m, factor: SGD(m.parameters(), 1e-6), dtype, model)
+    _, y = twins.batch(6)
+    scales = torch.tensor([1e4, -1e4, 300.0, 90.0, 1e-30, 0.0], dtype=dtype)
+    x = scales[:, None] * torch.linspace(-1, 1, CLASSES, dtype=dtype)
+    # Twenty roundings, each of the size of the greatest prediction.
+    assert_close(*twins.train(x, y), 20 * torch.finfo(dtype).eps, "loss")
+    twins.compare(20 * torch.finfo(dtype).eps)
+
+
+# step.correct -------------------------------------------------------------------------------------
+
+
+def test_correct_is_counted_by_argmax() -> None:
+    twins = Twins(LossCase(lambda: cross_entropy(WEIGHT, ignore_index=1), "classes"))
+    assert twins.step.correct is None
+    for rows in (1, 9, 200):
+        x, y = twins.batch(rows)
+        predicted = twins.model(x).argmax(1)
+        twins.step(x, y)
+        assert twins.step.correct == int(((predicted == y) & (y != 1)).sum())
+
+
+def test_correct_takes_the_first_of_equals_and_nan() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(4))
+    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), 0.0))
+    x = torch.tensor([[1.0, 2, 2, 0], [3, 3, 3, 3], [0, 0, 0, 1]])
+    for classes, correct in (([1, 0, 3], 3), ([2, 1, 3], 1), ([0, 2, 0], 0)):
+        step(x, torch.tensor(classes))
+        assert step.correct == correct
+    # A row with a NaN makes the product's other numbers NaN as well: the first is taken.
+    bad = torch.full((1, 4), torch.nan)
+    for label in range(4):
+        step(bad, torch.tensor([label]))
+        assert step.correct == int(bad.argmax(1) == label)
+
+
+@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce"])
+def test_correct_is_none_without_classes(loss: str) -> None:
+    twins = Twins(LOSSES[loss])
+    twins.step(*twins.batch())
+    assert twins.step.correct is None
+
+
+# The user's objects are the truth -----------------------------------------------------------------
+
+STATEFUL = ["sgd", "sgd-nesterov", "sgd-groups", "adam-all", "adamw-groups"]
+
+
+@pytest.mark.parametrize("optimizer", STATEFUL)
+def test_steps_and_plain_loops_alternate(optimizer: str) -> None:
+    """Whoever comes first makes the optimizer's state, and the other goes on with it."""
+    for offset in (0, 1):
+        twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer])
+        for number in range(30):
+            x, y = twins.batch()
+            expected = plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x, y)
+            if (number // 3 + offset) % 2:
+                actual = plain_step(twins.model, twins.loss, twins.optimizer, x, y)
+            else:
+                actual = twins.step(x, y)
+            assert_close(actual, expected, EXACT, f"loss of step {number}")
+        twins.compare()
+
+
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+@pytest.mark.parametrize("optimizer", STATEFUL)
+def test_checkpoints_go_to_and_from_plain_torch(optimizer: str) -> None:
+    twins = Twins(LOSSES["bce"], OPTIMIZERS[optimizer])
+    twins.check(10)
+    fresh = Twins(LOSSES["bce"], OPTIMIZERS[optimizer])
+    fresh.model.load_state_dict(through_a_file(twins.plain.state_dict()))
+    fresh.optimizer.load_state_dict(through_a_file(twins.plain_optimizer.state_dict()))
+    fresh.plain.load_state_dict(through_a_file(twins.model.state_dict()))
+    fresh.plain_optimizer.load_state_dict(through_a_file(twins.optimizer.state_dict()))
+    fresh.check(10)
+
+
+def test_a_checkpoint_loaded_midway_acts_at_once() -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS["adam-all"])
+    twins.check(3)
+    sides = [(twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)]
+    saved = [copy.deepcopy((m.state_dict(), o.state_dict())) for m, o in sides]
+    twins.check(3)
+    for (model, optimizer), (weights, state) in zip(sides, saved, strict=True):
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    twins.check(3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam", "adamw"])
+def test_options_act_at_once(optimizer: str) -> None:
+    twins = Twins(LOSSES["ce-all"], OPTIMIZERS[optimizer])
+    sides = (twins.optimizer, twins.plain_optimizer)
+    changes: list[dict[str, Any]] = [
+        {"lr": 0.003}, {"weight_decay": 0.1}, {"maximize": True}, {"lr": 0.0}, {"lr": 0.01},
+    ]  # fmt: skip
+    if optimizer.startswith("sgd"):
+        changes += [{"momentum": 0.5}, {"nesterov": True}, {"momentum": 0, "nesterov": False}]
+        changes += [{"momentum": 0.3, "dampening": 0.2}]
+    else:
+        changes += [{"betas": (0.7, 0.8)}, {"eps": 1e-2}]
+    for change in changes:
+        for side in sides:
+            side.param_groups[0].update(change)
+        twins.check(2)
+    weight = torch.rand(CLASSES, dtype=torch.float64)
+    for loss in (twins.loss, twins.plain_loss):
+        loss.reduction, loss.label_smoothing, loss.ignore_index = "sum", 0.0, 0
+        loss.weight = weight
+    twins.check(2)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_rate_that_is_a_tensor(kind: type[Optimizer]) -> None:
+    rates: list[Tensor] = []
+
+    def make(model: nn.Module, factor: float) -> Optimizer:
+        rates.append(torch.tensor(0.01, dtype=torch.float64))
+        return kind(model.parameters(), lr=rates[-1])
+
+    twins = Twins(make_optimizer=make)
+    twins.check(3)
+    for rate in rates:
+        rate.fill_(0.03)
+    twins.check(3)
+
+
+SCHEDULERS: dict[str, Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]] = {
+    "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5),
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 15),
+    # which changes momentum and betas as well
+    "one-cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.05, total_steps=20),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "sgd-groups", "adam-groups"])
+def test_schedulers_act_at_once_and_do_not_warn(scheduler: str, optimizer: str) -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedulers = [SCHEDULERS[scheduler](o) for o in (twins.optimizer, twins.plain_optimizer)]
+        for _ in range(15):
+            twins.check(1)
+            for one in schedulers:
+                one.step()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam"])
+def test_frozen_parameters(optimizer: str) -> None:
+    """Frozen, trained, frozen others: the state is that of torch, which passes them over."""
+    twins = Twins(LOSSES["mse"], OPTIMIZERS[optimizer])
+    for frozen in ([0], [0, 1, 2], [3], [5], [1, 4], [], [4, 5]):
+        before = [p.detach().clone() for p in twins.model.parameters()]
+        for model in (twins.model, twins.plain):
+            for index, p in enumerate(model.parameters()):
+                p.requires_grad_(index not in frozen)
+        twins.check(3)
+        after = list(twins.model.parameters())
+        for index in frozen:
+            assert torch.equal(before[index], after[index]), (frozen, index)
+
+
+def test_with_everything_frozen_nothing_moves(isa: str) -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS["adam"])
+    twins.model.requires_grad_(False)
+    before = Snapshot(twins)
+    x, y = twins.batch()
+    assert_close(twins.step(x, y), twins.loss(twins.plain(x), y).detach(), EXACT, "loss")
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_an_optimizer_of_some_parameters(clip: float | None) -> None:
+    def make(model: nn.Module, factor: float) -> Optimizer:
+        weights = [p for p in model.parameters() if p.dim() == 2]
+        for p in model.parameters():
+            p.requires_grad_(p.dim() == 2)
+        return Adam(weights[1:] if clip is None else weights, 0.01)
+
+    Twins(LOSSES["ce"], make, max_grad_norm=clip).check(10)
+
+
+def test_the_gradients_of_no_optimizer_are_not_formed() -> None:
+    twins = Twins(make_optimizer=lambda m, factor: SGD([m[2].weight], 0.1))
+    twins.check(3)
+    assert all(p.grad is None for p in twins.model.parameters())
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_groups_may_be_added(kind: type[Optimizer]) -> None:
+    options = {"momentum": 0.9} if kind is SGD else {}
+    twins = Twins(make_optimizer=lambda m, factor: kind(m[4].parameters(), lr=0.01, **options))
+    twins.check(4)
+    for model, optimizer in (
+        (twins.model, twins.optimizer),
+        (twins.plain, twins.plain_optimizer),
+    ):
+        optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.02})
+    twins.check(4)
+
+
+@pytest.mark.parametrize("norm", [1e-3, 0.1, 1e6, torch.inf])
+@pytest.mark.parametrize("optimizer", ["sgd-nesterov-decay", "sgd-maximize", "adam-all"])
+def test_max_grad_norm(norm: float, optimizer: str) -> None:
+    Twins(LOSSES["mse"], OPTIMIZERS[optimizer], max_grad_norm=norm).check(10)
+
+
+def test_max_grad_norm_matters() -> None:
+    """The last test could fail: clipped and unclipped steps differ."""
+    torch.manual_seed(0)
+    clipped = Twins(LOSSES["mse"], max_grad_norm=0.1)
+    torch.manual_seed(0)
+    free = Twins(LOSSES["mse"])
+    x, y = free.batch()
+    clipped.step(x, y)
+    free.step(x, y)
+    assert not torch.equal(clipped.model[0].weight, free.model[0].weight)
+
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("nan")])
+def test_a_norm_has_to_be_positive(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"max_grad_norm above 0, got"):
+        Twins(max_grad_norm=bad)
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_count_of_steps_has_torchs_dtype(
+    default_dtype: None, default: torch.dtype, fused: bool
+) -> None:
+    torch.set_default_dtype(default)
+    twins = Twins(make_optimizer=lambda m, factor: Adam(m.parameters(), fused=fused))
+    twins.check(2)
+
+
+def test_gradients_are_left_alone() -> None:
+    twins = Twins()
+    twins.step(*twins.batch())
+    assert all(p.grad is None for p in twins.model.parameters())
+    sentinels = [torch.full_like(p, 3.0) for p in twins.model.parameters()]
+    for p, sentinel in zip(twins.model.parameters(), sentinels, strict=True):
+        p.grad = sentinel
+    twins.step(*twins.batch())
+    for p, sentinel in zip(twins.model.parameters(), sentinels, strict=True):
+        assert p.grad is sentinel
+        assert torch.equal(sentinel, torch.full_like(p, 3.0))
+
+
+def test_a_graph_from_before_the_step_is_not_walked_with_other_numbers() -> None:
+    twins = Twins()
+    x, y = twins.batch()
+    output = twins.model(x)
+    versions = [p._version for p in twins.model.parameters()]
+    twins.step(x, y)
+    assert all(p._version > v for p, v in zip(twins.model.parameters(), versions, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_a_frozen_parameters_version_stays() -> None:
+    twins = Twins()
+    twins.model[0].requires_grad_(False)
+    before = [p._version for p in twins.model.parameters()]
+    twins.step(*twins.batch())
+    raised = [p._version > v for p, v in zip(twins.model.parameters(), before, strict=True)]
+    assert raised == [False, False, True, True, True, True]
+
+
+def test_parameters_stay_the_same_objects_in_the_same_memory() -> None:
+    twins = Twins(make_optimizer=OPTIMIZERS["adam"])
+    before = [(id(p), p.data_ptr()) for p in twins.model.parameters()]
+    twins.step(*twins.batch())
+    kept = {id(v): v.data_ptr() for s in twins.optimizer.state.values() for v in s.values()}
+    twins.step(*twins.batch())
+    assert [(id(p), p.data_ptr()) for p in twins.model.parameters()] == before
+    assert kept == {id(v): v.data_ptr() for s in twins.optimizer.state.values() for v in s.values()}
+
+
+def test_the_loss_returned_is_a_plain_number() -> None:
+    twins = Twins(dtype=torch.float32)
+    x, y = twins.batch()
+    first = twins.step(x, y)
+    value = first.item()
+    twins.step(x, y)
+    assert first.item() == value  # not overwritten by the next
+    assert first.dtype == torch.float32
+    assert first.dim() == 0
+    assert first.grad_fn is None
+    assert not first.requires_grad
+
+
+def test_a_replaced_parameter_with_the_optimizer_remade() -> None:
+    twins = Twins(make_optimizer=OPTIMIZERS["adam"])
+    twins.check(3)
+    for model, optimizer in ((twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)):
+        torch.manual_seed(5)
+        model[2] = nn.Linear(19, 13, dtype=torch.float64)
+        optimizer.state.clear()
+        optimizer.param_groups[0]["params"] = list(model.parameters())
+    twins.check(3)
+
+
+def test_data_replaced_and_activations_exchanged() -> None:
+    twins = Twins()
+    twins.check(3)
+    for model in (twins.model, twins.plain):
+        model[1] = nn.LeakyReLU(0.4)
+        model[0].weight.data = torch.ones(SIZES[1], SIZES[0], dtype=torch.float64)
+    twins.check(3)
+
+
+def test_a_model_moved_to_another_dtype_without_state_is_handled() -> None:
+    twins = Twins(dtype=torch.float32)
+    twins.check(2, float32_bound(2))
+    for model in (twins.model, twins.plain):
+        model.double()
+    twins.plain.load_state_dict(twins.model.state_dict())
+    twins.dtype = torch.float64
+    twins.check(3)
+
+
+# Contexts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam-amsgrad"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_inside_contexts(context: Callable[[], Any], optimizer: str) -> None:
+    """A step does not ask autograd; what it leaves is fit for a plain loop after the context."""
+    twins = Twins(make_optimizer=OPTIMIZERS[optimizer])
+    for _ in range(3):
+        x, y = twins.batch()
+        expected = plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x, y)
+        with context():
+            actual = twins.step(x.clone(), y.clone())
+        assert_close(actual, expected, EXACT, "loss")
+    twins.compare()
+    x, y = twins.batch()
+    actual = plain_step(twins.model, twins.loss, twins.optimizer, x, y)
+    expected = plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x, y)
+    assert_close(actual, expected, EXACT, "loss")
+    twins.compare()
+
+
+def test_an_input_that_requires_a_gradient_gets_none() -> None:
+    twins = Twins(LOSSES["mse"])
+    x, y = twins.batch()
+    x.requires_grad_()
+    y.requires_grad_()
+    value = twins.step(x, y)
+    assert not value.requires_grad
+    assert x.grad is None
+    assert y.grad is None
+    plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x.detach(), y.detach())
+    twins.compare()
+
+
+def test_the_input_as_its_own_target_and_as_a_parameter() -> None:
+    """Batches are read before anything is written."""
+    twins = Twins(LOSSES["mse"], model=FusedMLP([7, 7], dtype=torch.float64))
+    for _ in range(3):
+        actual = twins.step(twins.model[0].weight, twins.model[0].weight)
+        x = twins.plain[0].weight.detach().clone()
+        expected = plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x, x)
+        assert_close(actual, expected, EXACT, "loss")
+    twins.compare()
+
+
+# Threads ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "dtype"),
+    [
+        ("ce", "sgd-momentum", torch.float32),
+        ("probabilities", "adam-amsgrad", torch.float64),
+        ("mse", "adamw", torch.float32),
+        ("bce", "sgd-nesterov-decay", torch.float64),
+    ],
+)
+def test_bits_do_not_depend_on_threads(
+    isa: str, loss: str, optimizer: str, dtype: torch.dtype
+) -> None:
+    """Products, loss, norm and update are all large enough here to be divided among four."""
+    runs = []
+    for count in (1, 2, 3, 4):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        model = FusedMLP([201, 803, 161], activation="gelu", dtype=dtype)
+        case = LOSSES[loss]
+        optimizer_ = OPTIMIZERS[optimizer](model, 1)
+        step = TrainStep(model, case.make().to(dtype), optimizer_, max_grad_norm=0.01)
+        values: list[Any] = []
+        for _ in range(2):
+            x = torch.randn(130, 201, dtype=dtype)
+            values += [step(x, target(case.target, (130, 161), dtype)), step.correct]
+        state = [v for s in optimizer_.state.values() for v in s.values()]
+        runs.append([*values, *(p.detach() for p in model.parameters()), *state])
+    for count, run in enumerate(runs[1:], 2):
+        for a, b in zip(runs[0], run, strict=True):
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, f"{count} threads"
+
+
+@pytest.mark.parametrize("loss", ["ce", "mse"])
+def test_a_step_that_is_divided_is_right(loss: str) -> None:
+    torch.set_num_threads(2)
+    model = FusedMLP([201, 803, 161], dtype=torch.float64)
+    Twins(LOSSES[loss], OPTIMIZERS["adam"], model=model, max_grad_norm=0.1).check(3, EXACT, 130)
+
+
+def test_steps_on_several_python_threads() -> None:
+    torch.set_num_threads(2)
+
+    def work(seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        model = copy.deepcopy(models[seed])
+        step = TrainStep(model, nn.CrossEntropyLoss(), Adam(model.parameters(), 0.01))
+        losses = []
+        for _ in range(10):
+            x = torch.randn(64, 100, generator=generator)
+            losses.append(step(x, torch.randint(50, (64,), generator=generator)))
+        return [*losses, *(p.detach() for p in model.parameters())]
+
+    models = [FusedMLP([100, 300, 50]) for _ in range(4)]
+    expected = [work(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, want in zip(pool.map(work, range(4)), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_gil_is_released() -> None:
+    """As in test_threads.py: no switch is forced, so only a step that lets go lets others run."""
+    model = FusedMLP([1024] * 9)
+    step = TrainStep(model, nn.MSELoss(), SGD(model.parameters(), 0.01))
+    x = torch.randn(1024, 1024)
+    step(x[:1], x[:1])
+    started = threading.Event()
+    working = False
+
+    def work() -> None:
+        nonlocal working
+        working = True
+        started.set()
+        step(x, x)
+        working = False
+
+    before = sys.getswitchinterval()
+    thread = threading.Thread(target=work)
+    try:
+        sys.setswitchinterval(1000)
+        thread.start()
+        started.wait()
+        seen = working
+    finally:
+        sys.setswitchinterval(before)
+        thread.join()
+    assert seen
+
+
+# Refused at construction --------------------------------------------------------------------------
+
+
+def small(**options: Any) -> FusedMLP:
+    return FusedMLP([4, 6, 6, 3], **options)
+
+
+def build(
+    model: nn.Module | None = None,
+    loss: nn.Module | None = None,
+    optimizer: Callable[[nn.Module], Optimizer] = lambda m: SGD(m.parameters(), 0.1),
+    prepare: Callable[[nn.Module], object] = lambda m: None,
+) -> TrainStep:
+    model = model or small()
+    prepare(model)
+    return TrainStep(model, loss or nn.CrossEntropyLoss(), optimizer(model))  # type: ignore[arg-type]
+
+
+class OwnLoss(nn.CrossEntropyLoss):
+    pass
+
+
+class OwnSGD(SGD):
+    pass
+
+
+class Doubled(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = super().forward(input)
+        return 2 * output
+
+
+class DoubledFused(FusedMLP):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def nothing(*args: Any) -> None:
+    """A hook that does nothing: that it would be called is enough."""
+
+
+def share(model: nn.Module) -> None:
+    model[2].weight = model[0].weight  # type: ignore[index]
+
+
+def hooked_loss() -> nn.Module:
+    loss = nn.MSELoss()
+    loss.register_forward_hook(nothing)
+    return loss
+
+
+def hooked_optimizer(when: str) -> Callable[[nn.Module], Optimizer]:
+    def make(model: nn.Module) -> Optimizer:
+        optimizer = Adam(model.parameters())
+        getattr(optimizer, f"register_step_{when}_hook")(nothing)
+        return optimizer
+
+    return make
+
+
+def own_forward(model: nn.Module) -> None:
+    model.forward = lambda input: input  # type: ignore[method-assign]
+
+
+def transpose_memory(model: nn.Module) -> None:
+    weight = model[0].weight  # type: ignore[index]
+    weight.data = weight.data.t().contiguous().t()
+
+
+REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
+    "module": (TypeError, "FusedMLP or an nn.Sequential", lambda: build(nn.Linear(4, 3))),
+    "subclass": (TypeError, "Doubled", lambda: build(Doubled(nn.Linear(4, 3)))),
+    "fused-subclass": (TypeError, "DoubledFused", lambda: build(DoubledFused([4, 3]))),
+    "own-forward": (ValueError, "forward of its own", lambda: build(prepare=own_forward)),
+    "nested-own-forward": (
+        ValueError, "forward of its own",
+        lambda: build(nn.Sequential(small()), prepare=lambda m: own_forward(m[0])),
+    ),
+    "dropout": (
+        ValueError, r"module 1, Dropout.*not fused",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Dropout())),
+    ),
+    "nested-dropout": (
+        ValueError, r"module 1\.0, Dropout.*not fused",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Dropout()))),
+    ),
+    "nested-subclass": (
+        ValueError, "Doubled", lambda: build(nn.Sequential(Doubled(nn.Linear(4, 3))))
+    ),
+    "fused-linear": (
+        ValueError, "FusedLinear", lambda: build(nn.Sequential(FusedLinear(4, 3)))
+    ),
+    "no-layer": (
+        ValueError, "no linear layer",
+        lambda: build(
+            nn.Sequential(nn.Identity()), optimizer=lambda m: SGD([torch.zeros(1)], 0.1)
+        ),
+    ),
+    "two-activations": (
+        ValueError, "does not follow a linear layer",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Tanh())),
+    ),
+    "forward-hook": (
+        ValueError, "module 2 has a hook",
+        lambda: build(prepare=lambda m: m[2].register_forward_hook(nothing)),
+    ),
+    "forward-pre-hook": (
+        ValueError, "module 0 has a hook",
+        lambda: build(prepare=lambda m: m[0].register_forward_pre_hook(nothing)),
+    ),
+    "backward-hook": (
+        ValueError, "module 1 has a hook",
+        lambda: build(prepare=lambda m: m[1].register_full_backward_hook(nothing)),
+    ),
+    "nested-hook": (
+        ValueError, "module 0 has a hook",
+        lambda: build(
+            nn.Sequential(small()), prepare=lambda m: m[0].register_forward_hook(nothing)
+        ),
+    ),
+    "model-hook": (
+        ValueError, "hook", lambda: build(prepare=lambda m: m.register_forward_hook(nothing))
+    ),
+    "model-backward-hook": (
+        ValueError, "hook",
+        lambda: build(prepare=lambda m: m.register_full_backward_pre_hook(nothing)),
+    ),
+    "parameter-hook": (
+        ValueError, "parameter has a hook",
+        lambda: build(prepare=lambda m: m[0].weight.register_hook(lambda g: g)),
+    ),
+    "accumulate-hook": (
+        ValueError, "parameter has a hook",
+        lambda: build(
+            prepare=lambda m: m[2].bias.register_post_accumulate_grad_hook(nothing)
+        ),
+    ),
+    "parametrized": (
+        ValueError, "not fused",
+        lambda: build(prepare=lambda m: nn.utils.parametrizations.weight_norm(m[0])),
+    ),
+    "shared-weight": (
+        ValueError, "share a parameter", lambda: build(FusedMLP([6, 6, 6, 3]), prepare=share)
+    ),
+    "shared-layer": (
+        ValueError, "share a parameter",
+        lambda: build(nn.Sequential(layer := nn.Linear(4, 4), nn.ReLU(), layer)),
+    ),
+    "half": (ValueError, "float16", lambda: build(small(dtype=torch.float16))),
+    "bfloat16": (ValueError, "bfloat16", lambda: build(small(dtype=torch.bfloat16))),
+    "meta": (ValueError, "on meta", lambda: build(small(device="meta"))),
+    "mixed": (
+        ValueError, "dtype", lambda: build(prepare=lambda m: m[2].double())
+    ),
+    "not-contiguous": (ValueError, "contiguous", lambda: build(prepare=transpose_memory)),
+    "loss": (TypeError, "L1Loss", lambda: build(loss=nn.L1Loss())),
+    "loss-subclass": (TypeError, "OwnLoss", lambda: build(loss=OwnLoss())),
+    "loss-function": (
+        TypeError, "function", lambda: build(loss=nn.functional.mse_loss)  # type: ignore[arg-type]
+    ),
+    "loss-hook": (ValueError, "loss has a hook", lambda: build(loss=hooked_loss())),
+    "reduction": (ValueError, "'none'", lambda: build(loss=nn.MSELoss(reduction="none"))),
+    "smoothing": (
+        ValueError, r"label_smoothing.*1\.5",
+        lambda: build(loss=nn.CrossEntropyLoss(label_smoothing=1.5)),
+    ),
+    "optimizer": (
+        TypeError, "RMSprop", lambda: build(optimizer=lambda m: torch.optim.RMSprop(m.parameters()))
+    ),
+    "sparse-optimizer": (
+        TypeError, "SparseAdam",
+        lambda: build(optimizer=lambda m: torch.optim.SparseAdam(list(m.parameters()))),
+    ),
+    "optimizer-subclass": (
+        TypeError, "OwnSGD", lambda: build(optimizer=lambda m: OwnSGD(m.parameters(), 0.1))
+    ),
+    "pre-hook": (ValueError, "step hook", lambda: build(optimizer=hooked_optimizer("pre"))),
+    "post-hook": (ValueError, "step hook", lambda: build(optimizer=hooked_optimizer("post"))),
+    "capturable": (
+        ValueError, "capturable",
+        lambda: build(optimizer=lambda m: Adam(m.parameters(), capturable=True)),
+    ),
+    "differentiable": (
+        ValueError, "differentiable",
+        lambda: build(optimizer=lambda m: SGD(m.parameters(), 0.1, differentiable=True)),
+    ),
+    "foreign": (
+        ValueError, r"shape \(3, 2\) that is not the model's",
+        lambda: build(
+            optimizer=lambda m: SGD([*m.parameters(), nn.Parameter(torch.zeros(3, 2))], 0.1)
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_at_construction(name: str) -> None:
+    error, message, make = REFUSED[name]
+    with pytest.raises(error, match=message) as caught:
+        make()
+    assert str(caught.value).startswith("fastmlp.TrainStep: ")
+
+
+def test_a_global_module_hook_is_refused() -> None:
+    handle = nn.modules.module.register_module_forward_hook(nothing)
+    try:
+        with pytest.raises(ValueError, match="global module hook"):
+            build()
+    finally:
+        handle.remove()
+
+
+def test_a_global_optimizer_hook_is_refused() -> None:
+    handle = register_optimizer_step_post_hook(nothing)
+    try:
+        with pytest.raises(ValueError, match="hook"):
+            build()
+    finally:
+        handle.remove()
+
+
+# Refused later ------------------------------------------------------------------------------------
+
+
+class Snapshot:
+    """All that a refused step must not touch."""
+
+    def __init__(self, twins: Twins) -> None:
+        self.twins = twins
+        self.before = self._take()
+
+    def _take(self) -> tuple[Any, ...]:
+        parameters = [(p.detach().clone(), p._version) for p in self.twins.model.parameters()]
+        state = {
+            id(p): {k: copy.deepcopy(v) for k, v in values.items()}
+            for p, values in self.twins.optimizer.state.items()
+        }
+        return parameters, state
+
+    def assert_unchanged(self) -> None:
+        torch.testing.assert_close(self._take(), self.before, rtol=0, atol=0, equal_nan=True)
+
+
+Spoil = Callable[[Twins], "tuple[Tensor, Any] | None"]  # the batch to give, None: a right one
+
+
+def call(*functions: Callable[[Twins], object]) -> Spoil:
+    """Does these things to the twins, and leaves the batch alone."""
+
+    def spoil(twins: Twins) -> None:
+        for function in functions:
+            function(twins)
+
+    return spoil
+
+
+def batch(
+    x: Callable[[Tensor], Any] = lambda x: x, y: Callable[[Tensor], Any] = lambda y: y
+) -> Spoil:
+    """Gives these instead of the batch's input and target."""
+
+    def spoil(twins: Twins) -> tuple[Any, Any]:
+        right = twins.batch()
+        return x(right[0]), y(right[1])
+
+    return spoil
+
+
+def replace_layer(twins: Twins) -> None:
+    twins.model[2] = nn.Linear(19, 13, dtype=twins.dtype)
+
+
+def replace_parameter(twins: Twins) -> None:
+    twins.model[2].bias = nn.Parameter(torch.zeros(13, dtype=twins.dtype))
+
+
+def share_later(twins: Twins) -> None:
+    """Two layers of one weight, which the optimizer holds."""
+    twins.model[2] = nn.Linear(19, 19, dtype=twins.dtype)
+    twins.model[4] = nn.Linear(19, 5, dtype=twins.dtype)
+    twins.model.insert(4, layer := nn.Linear(19, 19, dtype=twins.dtype))
+    layer.weight = twins.model[2].weight
+    twins.optimizer.param_groups[0]["params"] = list(twins.model.parameters())
+    twins.optimizer.state.clear()
+
+
+Errors = type[Exception] | tuple[type[Exception], ...]
+LATER: dict[str, tuple[Errors, str, Spoil]] = {
+    "layer-replaced": (RuntimeError, "not the model's", call(replace_layer)),
+    "parameter-replaced": (RuntimeError, "not the model's", call(replace_parameter)),
+    "layer-removed": (
+        RuntimeError, "not the model's",
+        call(lambda t: t.model.pop(3), lambda t: t.model.pop(2)),
+    ),
+    "layer-shared": (RuntimeError, "share", call(share_later)),
+    "dropout": (
+        RuntimeError, "Dropout.*not fused", call(lambda t: t.model.__setitem__(1, nn.Dropout()))
+    ),
+    "float": (RuntimeError, "differ in dtype", call(lambda t: t.model.float())),
+    "half": (RuntimeError, "float32 or float64", call(lambda t: t.model.half())),
+    "one-layer-moved": (RuntimeError, "differ in dtype", call(lambda t: t.model[2].float())),
+    "meta": (RuntimeError, "CPU", call(lambda t: t.model.to("meta"))),
+    "not-contiguous": (RuntimeError, "contiguous", call(lambda t: transpose_memory(t.model))),
+    "module-hook": (
+        RuntimeError, "hook", call(lambda t: t.model[2].register_forward_hook(nothing))
+    ),
+    "model-hook": (RuntimeError, "hook", call(lambda t: t.model.register_forward_hook(nothing))),
+    "own-forward": (RuntimeError, "forward of its own", call(lambda t: own_forward(t.model))),
+    "parameter-hook": (
+        RuntimeError, "hook", call(lambda t: t.model[0].weight.register_hook(lambda g: g))
+    ),
+    "accumulate-hook": (
+        RuntimeError, "hook",
+        call(lambda t: t.model[0].bias.register_post_accumulate_grad_hook(nothing)),
+    ),
+    "loss-hook": (RuntimeError, "hook", call(lambda t: t.loss.register_forward_hook(nothing))),
+    "optimizer-hook": (
+        RuntimeError, "hook", call(lambda t: t.optimizer.register_step_post_hook(nothing))
+    ),
+    "reduction": (
+        (RuntimeError, ValueError), "'none'",
+        call(lambda t: setattr(t.loss, "reduction", "none")),
+    ),
+    "smoothing": (
+        (RuntimeError, ValueError), "label_smoothing",
+        call(lambda t: setattr(t.loss, "label_smoothing", -0.1)),
+    ),
+    "capturable": (
+        RuntimeError, "capturable",
+        call(lambda t: t.optimizer.param_groups[0].update(capturable=True)),
+    ),
+    "foreign": (
+        RuntimeError, "not the model's",
+        call(
+            lambda t: t.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+        ),
+    ),
+    "class-too-great": (IndexError, "Target 5 is out of bounds", batch(y=lambda y: y.fill_(5))),
+    "class-negative": (
+        IndexError, "Target -1 is out of bounds", batch(y=lambda y: y.index_fill_(0, y[:1] * 0, -1))
+    ),
+    "probability-shape": (
+        ValueError, r"\[9, 5\].*got \[9, 4\]", batch(y=lambda y: torch.rand(9, 4).double())
+    ),
+    "class-shape": (ValueError, r"\[9\].*got \[9, 1\]", batch(y=lambda y: y[:, None])),
+    "class-rows": (ValueError, r"\[9\].*got \[8\]", batch(y=lambda y: y[:8])),
+    "class-dtype": (RuntimeError, "Long or Byte.*Int", batch(y=lambda y: y.int())),
+    "target-type": ((TypeError, RuntimeError), "Tensor", batch(y=lambda y: y.tolist())),
+    "target-device": (RuntimeError, "CPU", batch(y=lambda y: y.to("meta"))),
+    "input-features": (RuntimeError, r"\[9, 6\]", batch(x=lambda x: x[:, 1:])),
+    "input-dimensions": (RuntimeError, "dimensions", batch(x=lambda x: x[0, 0])),
+    "input-dtype": (RuntimeError, "dtype", batch(x=lambda x: x.float())),
+    "input-half": (RuntimeError, "float32 or float64", batch(x=lambda x: x.half())),
+    "input-type": ((TypeError, RuntimeError), "Tensor", batch(x=lambda x: x.numpy())),
+    "input-sparse": (RuntimeError, "dense", batch(x=lambda x: x.to_sparse())),
+    "input-device": (RuntimeError, "CPU", batch(x=lambda x: x.to("meta"))),
+    "weight-of-classes": (
+        RuntimeError, "weight tensor should be defined",
+        call(lambda t: setattr(t.loss, "weight", torch.ones(4).double())),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam"])
+@pytest.mark.parametrize("name", LATER)
+def test_refused_later(name: str, optimizer: str, trained: bool) -> None:
+    error, message, spoil = LATER[name]
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer])
+    if trained:
+        twins.step(*twins.batch())
+    right = twins.batch()
+    given = spoil(twins) or right
+    before = Snapshot(twins) if name != "meta" else None
+    with pytest.raises(error, match=message):
+        twins.step(*given)
+    if before:
+        before.assert_unchanged()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam"])
+def test_state_of_another_dtype_is_refused(optimizer: str) -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer], torch.float32)
+    twins.step(*twins.batch())
+    twins.model.double()
+    before = Snapshot(twins)
+    x, y = twins.batch()
+    with pytest.raises(RuntimeError, match="dtype Float"):
+        twins.step(x.double(), y)
+    before.assert_unchanged()
+
+
+def test_state_without_a_maximum_is_refused() -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS["adam"])
+    twins.step(*twins.batch())
+    twins.optimizer.param_groups[0]["amsgrad"] = True
+    before = Snapshot(twins)
+    with pytest.raises(RuntimeError, match="max_exp_avg_sq"):
+        twins.step(*twins.batch())
+    before.assert_unchanged()
+
+
+def test_after_a_refusal_training_goes_on() -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS["adam"])
+    x, y = twins.batch()
+    for bad in (y + CLASSES, y[:1], y.int()):
+        with pytest.raises((IndexError, ValueError, RuntimeError)):
+            twins.step(x, bad)
+        twins.check(3)
+
+
+def test_probabilities_know_no_ignored_class() -> None:
+    """torch refuses the pair; so does the step, rather than ignore the option."""
+    twins = Twins(LossCase(lambda: cross_entropy(ignore_index=1), "probabilities"))
+    x, y = twins.batch()
+    with pytest.raises(RuntimeError, match="ignore_index is not supported"):
+        twins.plain_loss(twins.plain(x), y)
+    before = Snapshot(twins)
+    with pytest.raises((RuntimeError, ValueError), match="ignore_index"):
+        twins.step(x, y)
+    before.assert_unchanged()
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+def test_targets_are_not_broadcast(loss: str) -> None:
+    twins = Twins(LOSSES[loss])
+    x, y = twins.batch()
+    for bad in (y[:1], y[:, :1], y[0], y[None]):
+        with pytest.raises(ValueError, match="like the model's output"):
+            twins.step(x, bad)
+
+
+def test_autocast_and_modes_are_refused() -> None:
+    twins = Twins(dtype=torch.float32)
+    x, y = twins.batch()
+    with torch.autocast("cpu"), pytest.raises(RuntimeError, match="autocast"):
+        twins.step(x, y)
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.vmap(lambda rows: twins.step(rows, y))(x[None])
+
+
+def test_every_instruction_set_is_proven_to_run() -> None:
+    """The fixture's proof holds for steps: their kernels are recorded."""
+    twins = Twins(dtype=torch.float32)
+    with forced("generic"):
+        twins.step(*twins.batch())
