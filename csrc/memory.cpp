@@ -4,6 +4,10 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include <atomic>
 #include <mutex>
 #include <vector>
@@ -25,7 +29,7 @@ class Cache final : public c10::Allocator {
  public:
   // Never destroyed: tensors may outlive every static object.
   static Cache& instance() {
-    static Cache* const cache = new Cache;
+    static Cache* const cache = create();
     return *cache;
   }
 
@@ -62,8 +66,16 @@ class Cache final : public c10::Allocator {
   }
 
  private:
-  // A thread that finds the cache busy passes it by. So nobody waits, nor does a child process that
-  // was forked while another thread held the lock.
+  static Cache* create() {
+#if defined(__unix__) || defined(__APPLE__)
+    // A child process gets the cache whole and its lock free, whatever other threads were doing.
+    const auto unlock = [] { instance().mutex_.unlock(); };
+    pthread_atfork([] { instance().mutex_.lock(); }, unlock, unlock);
+#endif
+    return new Cache;
+  }
+
+  // A thread that finds the cache busy passes it by: nobody waits.
   using TryLock = std::unique_lock<std::mutex>;
 
   // The smallest block that serves, or none.
@@ -78,7 +90,7 @@ class Cache final : public c10::Allocator {
     }
     peak_ = std::max(peak_, in_use_ + size);
     if (best == free_.end()) {
-      shrink(peak_);
+      shrink_to_bound();
       return {nullptr, 0};
     }
     const Block block = *best;
@@ -101,7 +113,14 @@ class Cache final : public c10::Allocator {
     if (!lock) return c10::free_cpu(block.data);
     free_.push_back(block);
     cached_ += block.size;
-    shrink(peak_);
+    shrink_to_bound();
+  }
+
+  // With less than twice the peak, steps whose blocks are of many sizes lost some in every step:
+  // 4 page faults in one of 784-300-10 at batch 50, 288 in one of 5 × 1024 at batch 1024.
+  void shrink_to_bound() {
+    const size_t bound = 2 * peak_, used = in_use_;
+    shrink(bound > used ? bound - used : 0);
   }
 
   // The blocks that have waited longest go first.

@@ -9,8 +9,8 @@ namespace fastmlp {
 
 // An uninitialised contiguous CPU tensor. Large ones come from a cache of blocks that earlier ones
 // have left: memory fresh from the system costs a page fault for every 4 KiB, which takes longer
-// than computing the gradients of a wide layer at a small batch. The cache holds no more than there
-// has been in use at one time.
+// than computing the gradients of a wide layer at a small batch. The cache and what is in use hold
+// together no more than twice what has been in use at one time.
 at::Tensor uninitialized(at::IntArrayRef sizes, at::ScalarType dtype);
 
 // Bytes that wait in the cache.

@@ -18,6 +18,12 @@ from fastmlp import _C, functional
 ISAS = _C.available_isas()
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(threads: int) -> None:
+    """Unless a test sets more: thousands of small products take longer on several."""
+    torch.set_num_threads(1)
+
+
 def forms() -> set[str]:
     """Those that ran since recording began."""
     return {name.split("_")[0] for name in _C.recorded_kernels()}
