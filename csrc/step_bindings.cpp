@@ -193,6 +193,19 @@ class Optimizer {
       read(PyList_GET_ITEM(parameters, p), options, amsgrad, flag(group, keys().fused));
   }
 
+  // Once there was a hook, autograd keeps a place for hooks even where none is left.
+  static bool has_hook(PyObject* object, const at::Tensor& parameter) {
+    if (torch::autograd::impl::hooks(parameter).empty() &&
+        !torch::autograd::impl::post_acc_grad_hooks(parameter))
+      return false;
+    for (const char* name : {"_backward_hooks", "_post_accumulate_grad_hooks"}) {
+      const auto hooks = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object, name));
+      if (!hooks) throw py::error_already_set();
+      if (!hooks.is_none() && PyObject_IsTrue(hooks.ptr()) == 1) return true;
+    }
+    return false;
+  }
+
   size_t operand(const at::Tensor& parameter) const {
     const size_t layers = network_.weights.size();
     for (size_t l = 0; l < layers; ++l) {
@@ -210,8 +223,7 @@ class Optimizer {
     ParameterUpdate update;
     update.operand = operand(parameter);
     if (!parameter.requires_grad()) return;  // frozen: torch.optim passes it over
-    if (!torch::autograd::impl::hooks(parameter).empty() ||
-        torch::autograd::impl::post_acc_grad_hooks(parameter))
+    if (has_hook(object, parameter))
       refuse(
           "a parameter has a hook, which there is no gradient for here. Use the model's own "
           "forward and backward");

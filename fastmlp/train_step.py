@@ -62,8 +62,8 @@ class TrainStep:
             or "sum".
         optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over the model's parameters, or some
             of them.
-        max_grad_norm: clips the norm of all gradients together, as
-            ``torch.nn.utils.clip_grad_norm_`` does.
+        max_grad_norm: clips the norm of the gradients of all the optimizer's trainable parameters
+            together, as ``torch.nn.utils.clip_grad_norm_`` does.
 
     Raises:
         TypeError: a model, loss or optimizer of another kind.
@@ -97,10 +97,21 @@ class TrainStep:
         self._check_loss()
         self._check_optimizer()
         self._check_model()
-        # The very dicts, which have to stay empty; those of the layers are read with the model.
-        self._hooks = (
-            *(getattr(module, hooks) for module in (model, loss) for hooks in _MODULE_HOOKS),
-            *(getattr(optimizer, hooks) for hooks in _OPTIMIZER_HOOKS),
+        self._hooks = self._hook_dicts()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hooks = self._hook_dicts()  # a copied optimizer makes its own anew
+
+    def _hook_dicts(self) -> tuple[dict[Any, Any], ...]:
+        """The very dicts, which have to stay empty; those of the layers are read with the model."""
+        return (
+            *(
+                getattr(module, hooks)
+                for module in (self.model, self.loss)
+                for hooks in _MODULE_HOOKS
+            ),
+            *(getattr(self.optimizer, hooks) for hooks in _OPTIMIZER_HOOKS),
             *_GLOBAL_OPTIMIZER_HOOKS,
         )
 

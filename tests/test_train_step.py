@@ -1189,6 +1189,43 @@ def test_refused_at_construction(name: str) -> None:
     assert str(caught.value).startswith("fastmlp.TrainStep: ")
 
 
+def test_hooks_that_are_no_more_do_not_matter() -> None:
+    def without(model: nn.Module) -> None:
+        parameter = model[0].weight  # type: ignore[index]
+        for handle in (
+            parameter.register_hook(lambda g: g),
+            parameter.register_post_accumulate_grad_hook(nothing),
+            model.register_forward_hook(nothing),
+            model[1].register_full_backward_hook(nothing),  # type: ignore[index]
+        ):
+            handle.remove()
+
+    build(prepare=without)(torch.randn(2, 4), torch.tensor([1, 2]))
+
+
+def test_a_model_loaded_as_a_whole() -> None:
+    """Its parameters come with empty dicts of hooks."""
+    file = io.BytesIO()
+    torch.save(small(), file)
+    file.seek(0)
+    model = torch.load(file, weights_only=False)
+    build(model)(torch.randn(2, 4), torch.tensor([1, 2]))
+
+
+def test_a_copy_is_a_step_of_its_own() -> None:
+    twins = Twins(make_optimizer=OPTIMIZERS["adam"])
+    twins.step(*twins.batch())
+    before = Snapshot(twins)
+    step = copy.deepcopy(twins.step)
+    x, y = twins.batch()
+    value = step(x, y)
+    before.assert_unchanged()
+    assert torch.equal(value, twins.step(x, y))
+    step.optimizer.register_step_post_hook(nothing)
+    with pytest.raises(RuntimeError, match="hook"):
+        step(x, y)
+
+
 def test_a_global_module_hook_is_refused() -> None:
     handle = nn.modules.module.register_module_forward_hook(nothing)
     try:
