@@ -168,7 +168,7 @@ class Optimizer {
     PyObject* parameters = item(group, keys().params);
     if (!PyList_Check(parameters)) throw py::type_error("expected a list of parameters");
     Update<double> options;
-    bool amsgrad = false;
+    bool amsgrad = false, fused = false;
     options.kind = kind_ == kSgd ? OptimizerKind::sgd : OptimizerKind::adam;
     options.lr = option(group, keys().lr);
     options.weight_decay = option(group, keys().weight_decay);
@@ -188,9 +188,10 @@ class Optimizer {
       options.eps = option(group, keys().eps);
       options.decoupled = kind_ == kAdamW || flag(group, keys().decoupled_weight_decay);
       amsgrad = flag(group, keys().amsgrad);
+      fused = flag(group, keys().fused);
     }
     for (Py_ssize_t p = 0; p < PyList_GET_SIZE(parameters); ++p)
-      read(PyList_GET_ITEM(parameters, p), options, amsgrad, flag(group, keys().fused));
+      read(PyList_GET_ITEM(parameters, p), options, amsgrad, fused);
   }
 
   // Once there was a hook, autograd keeps a place for hooks even where none is left.

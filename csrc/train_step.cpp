@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/matrix.h"
 #include "cpu/step.h"
 #include "passes.h"
 
@@ -21,7 +22,7 @@ void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef exp
                     expected, " like the model's output, got ", tensor.sizes());
 }
 
-// [batch, features] of the prediction's dtype.
+// Contiguous, of the prediction's dtype and the sizes that the kernels read.
 at::Tensor expanded(const char* name, const std::optional<at::Tensor>& tensor,
                     at::IntArrayRef sizes, at::ScalarType dtype) {
   if (!tensor) return {};
@@ -69,8 +70,8 @@ LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
     TORCH_CHECK(!crosses || (options.weight->dim() == 1 && options.weight->numel() == features),
                 "weight tensor should be defined either for all ", features,
                 " classes or no classes but got weight tensor of shape: ", options.weight->sizes());
-    operands.weight = crosses ? options.weight->to(dtype).contiguous()
-                              : expanded("weight", options.weight, sizes, dtype);
+    operands.weight =
+        expanded("weight", options.weight, crosses ? at::IntArrayRef(features) : sizes, dtype);
   }
   operands.positive_weight = expanded("pos_weight", options.positive_weight, sizes, dtype);
   return operands;
@@ -133,13 +134,13 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
     update.square = state_of<T>(one.square, parameter);
     update.square_max = state_of<T>(one.square_max, parameter);
     updates.push_back(update);
-    gradient_elements += (parameter.numel() + 15) / 16 * 16;
+    gradient_elements += cpu::aligned<T>(parameter.numel());
   }
 
   const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
   // Prediction and its gradient, saved activations, gradients: one block.
-  const auto rounded = [](int64_t elements) { return (elements + 15) / 16 * 16; };
-  const int64_t outputs = rounded(batch * features), saved = rounded(layout.elements);
+  const int64_t outputs = cpu::aligned<T>(batch * features);
+  const int64_t saved = cpu::aligned<T>(layout.elements);
   const at::Tensor block = uninitialized({2 * outputs + saved + gradient_elements}, dtype);
   T* const prediction = block.mutable_data_ptr<T>();
   T* const grad_output = prediction + outputs;
@@ -211,6 +212,8 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target, cons
              ? run<float>(arguments, target, options, updates, max_grad_norm)
              : run<double>(arguments, target, options, updates, max_grad_norm);
 }
+
+int64_t Batches::count() const { return cpu::divide_up(order.numel(), size); }
 
 void train_steps(const Arguments& arguments, const Batches& batches, const LossOptions& loss,
                  std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,

@@ -45,7 +45,7 @@ struct Batches {
   double scale = 1, shift = 0;  // of uint8 inputs: scale·x + shift
   at::Tensor buffer;            // [size, features] of the parameters' dtype, overwritten
 
-  int64_t count() const { return (order.numel() + size - 1) / size; }
+  int64_t count() const;
 };
 
 // One step after the other over all batches. Writes each step's loss and right predictions and

@@ -42,14 +42,13 @@ _GLOBAL_HOOKS = (
     _module._global_backward_hooks,
     _module._global_backward_pre_hooks,
 )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# A module's dicts of hooks.
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _C.know_modules(
     nn.Linear,
     {kind: functional._CODES[_NAMES[kind]] for kind in _NAMES if kind not in _WITH_PARAMETERS},
     list(_GLOBAL_HOOKS),
-    list(_HOOKS),
+    list(MODULE_HOOKS),
 )
 
 
@@ -87,7 +86,7 @@ def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
         if hooks:
             return "a global module hook is registered"
     for name, module in modules.items():
-        if any(getattr(module, hooks) for hooks in _HOOKS):
+        if any(getattr(module, hooks) for hooks in MODULE_HOOKS):
             return f"module {name} has a hook"
         if type(module) is nn.Linear:
             weight = module._parameters.get("weight")

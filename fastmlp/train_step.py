@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_module
 
 from fastmlp._ops import _C
-from fastmlp.modules import FusedMLP, read_modules
+from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules
 
 if TYPE_CHECKING:
     from fastmlp._fit import Report, Table
@@ -35,7 +35,6 @@ _GLOBAL_OPTIMIZER_HOOKS = (
     optimizer_module._global_optimizer_pre_hooks,
     optimizer_module._global_optimizer_post_hooks,
 )
-_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class TrainStep:
@@ -109,7 +108,7 @@ class TrainStep:
             *(
                 getattr(module, hooks)
                 for module in (self.model, self.loss)
-                for hooks in _MODULE_HOOKS
+                for hooks in MODULE_HOOKS
             ),
             *(getattr(self.optimizer, hooks) for hooks in _OPTIMIZER_HOOKS),
             *_GLOBAL_OPTIMIZER_HOOKS,
@@ -249,7 +248,10 @@ class TrainStep:
         kind = _LOSSES[type(loss)]
         reduction = loss.__dict__["reduction"]
         if reduction not in ("mean", "sum"):
-            self._refuse_reduction()
+            raise ValueError(
+                "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got "
+                f"{reduction!r}"
+            )
         weights = loss._buffers
         if kind == 0:
             return (
@@ -277,12 +279,6 @@ class TrainStep:
             )
         return network
 
-    def _refuse_reduction(self) -> None:
-        raise ValueError(
-            "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got "
-            f"{self.loss.reduction!r}"
-        )
-
     def _check_loss(self) -> None:
         if type(self.loss) not in _LOSSES:
             names = ", ".join(f"nn.{kind.__name__}" for kind in _LOSSES)
@@ -295,7 +291,7 @@ class TrainStep:
                 f"fastmlp.TrainStep: expected label_smoothing between 0 and 1, got {smoothing}"
             )
         self._read_loss()
-        for hooks in _MODULE_HOOKS:
+        for hooks in MODULE_HOOKS:
             if getattr(self.loss, hooks):
                 raise ValueError("fastmlp.TrainStep: the loss has a hook. Remove it")
 
@@ -330,7 +326,7 @@ class TrainStep:
                     f"fastmlp.TrainStep: module {name or 'itself'} has a forward of its own. Use "
                     "the model's own forward and backward instead"
                 )
-        if any(getattr(self.model, hooks) for hooks in _MODULE_HOOKS):
+        if any(getattr(self.model, hooks) for hooks in MODULE_HOOKS):
             raise ValueError("fastmlp.TrainStep: the model has a hook. Remove it")
         network = read_modules(_leaves(self.model))
         if isinstance(network, str):
@@ -378,7 +374,7 @@ def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module | None]:
     for name, module in model._modules.items():
         nested = type(module) in (nn.Sequential, FusedMLP) and "forward" not in module.__dict__
         # One with a hook stays as it is, and the reader will say that it is not fused.
-        if module is not None and nested and not any(getattr(module, h) for h in _MODULE_HOOKS):
+        if module is not None and nested and not any(getattr(module, h) for h in MODULE_HOOKS):
             found.update(_leaves(module, f"{prefix}{name}."))
         else:
             found[prefix + name] = module

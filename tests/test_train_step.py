@@ -1379,6 +1379,10 @@ LATER: dict[str, tuple[Errors, str, Spoil]] = {
     "input-type": ((TypeError, RuntimeError), "Tensor", batch(x=lambda x: x.numpy())),
     "input-sparse": (RuntimeError, "dense", batch(x=lambda x: x.to_sparse())),
     "input-device": (RuntimeError, "CPU", batch(x=lambda x: x.to("meta"))),
+    "weight-device": (
+        RuntimeError, "weight on the CPU",
+        call(lambda t: setattr(t.loss, "weight", torch.ones(5, device="meta"))),
+    ),
     "weight-of-classes": (
         RuntimeError, "weight tensor should be defined",
         call(lambda t: setattr(t.loss, "weight", torch.ones(4).double())),

@@ -1,4 +1,4 @@
-// Views of matrices, and their division into tiles.
+// Views of matrices, their division into tiles, and the memory under them.
 #pragma once
 
 #include <algorithm>
@@ -61,5 +61,12 @@ class EvenParts {
 inline constexpr int64_t kTileDepth = 384;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Buffers begin at multiples of 64 bytes, a cache line and the widest vector.
+template <typename T>
+int64_t aligned(int64_t elements) {
+  constexpr int64_t unit = 64 / sizeof(T);
+  return divide_up(elements, unit) * unit;
+}
 
 }  // namespace fastmlp::cpu

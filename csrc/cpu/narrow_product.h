@@ -32,7 +32,8 @@ class NarrowProduct {
     panels_ = EvenParts(vectors, divide_up(vectors, kernels.tall.vectors));
     dot_columns_ = m == 1 ? kernels.row_columns : kernels.dot_columns;
     features_ = EvenParts(n, divide_up(n, turned_ ? kernels.tall.rows : dot_columns_));
-    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, turned_ ? kTileDepth : kDotDepth)));
+    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kTileDepth)));
+    dot_depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kDotDepth)));
     rows_ = EvenParts(m - turned_, divide_up(m - turned_, kernels.dot_rows));
   }
 
@@ -138,9 +139,8 @@ class NarrowProduct {
     if (rows_.count() == 0) return;
     const int64_t from = features_.begin(feature), features = features_.begin(feature + 1) - from;
     const EvenParts groups(features, divide_up(features, dot_columns_));
-    const EvenParts depth(k_, std::max<int64_t>(1, divide_up(k_, kDotDepth)));
-    for (int64_t part = 0; part < depth.count(); ++part) {
-      const int64_t k0 = depth.begin(part);
+    for (int64_t part = 0; part < dot_depth_.count(); ++part) {
+      const int64_t k0 = dot_depth_.begin(part);
       for (int64_t group = 0; group < groups.count(); ++group) {
         const int64_t j = from + groups.begin(group), columns = from + groups.begin(group + 1) - j;
         const Matrix<T> b = b_.at(j, k0);
@@ -149,7 +149,7 @@ class NarrowProduct {
           const Matrix<T> a = a_.at(i, k0);
           record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, dot_columns_);
           kernels_->dot[turned_ + rows_.begin(tile + 1) - i][columns](
-              depth.begin(part + 1) - k0, a.data, a.row_stride, b.data, b.row_stride,
+              dot_depth_.begin(part + 1) - k0, a.data, a.row_stride, b.data, b.row_stride,
               c_ + i * n_ + j, n_, part > 0);
         }
       }
@@ -162,10 +162,10 @@ class NarrowProduct {
   T* c_ = nullptr;
   int64_t turned_ = 0;  // rows of a, the first ones
   int64_t dot_columns_ = 0;
-  EvenParts panels_;    // vectors of turned rows
-  EvenParts features_;  // columns of c, by tiles
-  EvenParts depth_;     // k, of the turned tiles
-  EvenParts rows_;      // the other rows, by dot tiles
+  EvenParts panels_;             // vectors of turned rows
+  EvenParts features_;           // columns of c, by tiles
+  EvenParts depth_, dot_depth_;  // k, of the turned tiles and of the dot tiles
+  EvenParts rows_;               // the other rows, by dot tiles
 };
 
 }  // namespace fastmlp::cpu

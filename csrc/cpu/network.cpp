@@ -28,13 +28,6 @@ int team_size(double cost, int max_threads) {
   return static_cast<int>(std::clamp(cost / kCostPerThread, 1.0, static_cast<double>(max_threads)));
 }
 
-// Buffers begin at multiples of 64 bytes, a cache line and the widest vector.
-template <typename T>
-int64_t aligned(int64_t elements) {
-  constexpr int64_t unit = 64 / sizeof(T);
-  return (elements + unit - 1) / unit * unit;
-}
-
 // A buffer for all members of the team and one of its own for each, of what the largest of all
 // products needs.
 template <typename T>

@@ -23,15 +23,14 @@ int team_size(int64_t elements, int max_threads) {
 }
 
 // What one row's cross entropy needs to know of the whole batch.
-template <typename T>
-struct CrossEntropy {
+struct WholeBatch {
   double denominator = 1;  // of the mean
   double weights = 0;      // of all classes together
 };
 
 template <typename T>
-CrossEntropy<T> prepare(const Loss<T>& loss) {
-  CrossEntropy<T> whole;
+WholeBatch prepare(const Loss<T>& loss) {
+  WholeBatch whole;
   for (int64_t j = 0; j < loss.features; ++j) whole.weights += loss.weight ? loss.weight[j] : 1;
   if (!loss.mean) return whole;
   if (loss.kind == LossKind::cross_entropy_probabilities) {
@@ -57,8 +56,7 @@ int64_t argmax(int64_t n, const T* z) {
 }
 
 template <typename T>
-LossResult cross_entropy(const Loss<T>& loss, const CrossEntropy<T>& whole, int64_t begin,
-                         int64_t end) {
+LossResult cross_entropy(const Loss<T>& loss, const WholeBatch& whole, int64_t begin, int64_t end) {
   const Kernels<T>& kernels = active_kernels<T>();
   const int64_t n = loss.features;
   const double smooth = loss.label_smoothing / static_cast<double>(n);
@@ -145,7 +143,7 @@ template <typename T>
 LossResult compute_loss(const Loss<T>& loss, int max_threads) {
   const bool crosses =
       loss.kind == LossKind::cross_entropy || loss.kind == LossKind::cross_entropy_probabilities;
-  const CrossEntropy<T> whole = crosses ? prepare(loss) : CrossEntropy<T>{};
+  const WholeBatch whole = crosses ? prepare(loss) : WholeBatch{};
   std::vector<LossResult> runs(divide_up(loss.batch, kRows));
   // An exponential takes as long as ten simple operations.
   run_team(team_size(10 * loss.batch * loss.features, max_threads), [&](Member member) {

@@ -16,9 +16,9 @@ namespace fastmlp::cpu {
 template <typename T>
 class TiledProduct {
  public:
+  TiledProduct() = default;
   // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
   // columns (row_stride 1).
-  TiledProduct() = default;
   TiledProduct(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
                T* c)
       : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
@@ -49,8 +49,8 @@ class TiledProduct {
   int64_t shared_elements() const { return share_panels() ? 2 * shared_part_elements() : 0; }
 
   // This member's share of the tiles; every member has to call it. done(row, rows, column, columns)
-  // is called for each tile as soon as it is whole, while it is still in the first-level cache: the
-  // epilogue.
+  // is called for runs of tiles as soon as they are whole, while they are still in the first-level
+  // cache: the epilogue.
   template <typename Done>
   void compute(Member member, T* buffer, T* shared, const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
@@ -248,13 +248,13 @@ class TiledProduct {
                                                               n_, columns, accumulate);
   }
 
-  const Kernels<T>* kernels_;
-  int64_t m_, n_, k_;
+  const Kernels<T>* kernels_ = nullptr;
+  int64_t m_ = 0, n_ = 0, k_ = 0;
   Matrix<T> a_, b_;
-  T* c_;
+  T* c_ = nullptr;
   int64_t group_ = 1;
   bool by_rows_ = false, pack_panels_ = false;
-  TileShape tile_;
+  TileShape tile_{};
   EvenParts rows_, columns_;  // tiles of rows; panels of columns, counted in vectors
   EvenParts depth_;
 };
