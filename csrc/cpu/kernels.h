@@ -22,11 +22,12 @@ struct TileShape {
 // All matrices are row-major with a stride from row to row, in elements.
 template <typename T>
 struct Kernels {
-  // c[rows, n] = a · b, or += where accumulate, over a depth of k. a is read element by element at
-  // any two strides, b by whole vectors along its rows; `vectors` covers the n columns.
-  using GemmTile = void (*)(int64_t k, const T* a, int64_t a_row_stride, int64_t a_col_stride,
-                            const T* b, int64_t b_stride, T* c, int64_t c_stride, int64_t n,
-                            bool accumulate);
+  // c[rows, n] = a · b, or += where accumulate, over a depth of k, or over the k columns of a and
+  // rows of b that are listed. a is read element by element at any two strides, b by whole vectors
+  // along its rows; `vectors` covers the n columns.
+  using GemmTile = void (*)(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
+                            int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
+                            int64_t c_stride, int64_t n, bool accumulate);
   // c[rows, columns] = a · bᵀ, or +=, both operands read by whole vectors along k.
   using DotTile = void (*)(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                            T* c, int64_t c_stride, bool accumulate);
@@ -58,6 +59,13 @@ struct Kernels {
   // packed[k, n] = source[k, n], zero from n to packed_stride.
   void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                     int64_t packed_stride);
+  // to[n] = from[n] - shift.
+  void (*subtract)(int64_t n, const T* from, T shift, T* to);
+  // The columns, or the rows, of a[rows, n] in which not all elements equal value, in order; returns
+  // their number. NaN equals nothing. The list has room for all; marks: scratch of n elements.
+  int64_t (*list_columns)(int64_t rows, int64_t n, const T* a, int64_t stride, T value,
+                          int32_t* marks, int32_t* list);
+  int64_t (*list_rows)(int64_t rows, int64_t n, const T* a, int64_t stride, T value, int32_t* list);
   // to[n] = scale · from[n] + shift.
   void (*convert)(int64_t n, const uint8_t* from, T scale, T shift, T* to);
   // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the

@@ -125,7 +125,7 @@ class NarrowProduct {
           const int64_t k0 = depth_.begin(part);
           const Matrix<T> b = b_.at(from, k0);
           kernels_->gemm[rows][width / kernels_->width](
-              depth_.begin(part + 1) - k0, b.data, b.row_stride, b.col_stride,
+              depth_.begin(part + 1) - k0, nullptr, b.data, b.row_stride, b.col_stride,
               panels + row(panel) * k_ + k0 * width, width, to, tile_stride(), width, part > 0);
         }
       }

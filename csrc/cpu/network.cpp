@@ -7,6 +7,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/product.h"
+#include "cpu/sparse_input.h"
 #include "cpu/threads.h"
 
 namespace fastmlp::cpu {
@@ -34,9 +35,10 @@ template <typename T>
 class Buffers {
  public:
   void add(const Product<T>& product) {
-    need_ = std::max(need_, aligned<T>(product.buffer_elements()));
+    add(product.buffer_elements());
     shared_ = std::max(shared_, aligned<T>(product.shared_elements()));
   }
+  void add(int64_t elements) { need_ = std::max(need_, aligned<T>(elements)); }
   int64_t elements(int threads) const { return shared_ + need_ * threads; }
   void place(T* workspace) { begin_ = workspace; }
   T* of(Member member) const { return begin_ + shared_ + member.index * need_; }
@@ -55,6 +57,7 @@ struct ForwardPass<T>::State {
   const Kernels<T>& kernels = active_kernels<T>();
   std::vector<Product<T>> products;
   std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
+  SparseForward<T> sparse;        // of the first layer, in place of its product where that pays
   Buffers<T> buffers;
   int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads = 1;
@@ -67,6 +70,10 @@ struct ForwardPass<T>::State {
         scratch = std::max(scratch, aligned<T>(problem.batch * layer.out_features));
     }
     threads = team_size(work, max_threads);
+    const Layer<T>& layer = problem.layers[0];
+    sparse = {kernels, problem.batch, layer.out_features, layer.in_features,
+              Matrix<T>{problem.input, problem.input_stride, 1}};
+    buffers.add(sparse.buffer_elements());
     build(nullptr);
   }
 
@@ -87,9 +94,18 @@ struct ForwardPass<T>::State {
     }
     if (!workspace) return;
     buffers.place(workspace + 2 * scratch);
+    sparse.place(workspace + 2 * scratch + buffers.elements(threads));
+  }
+
+  int64_t workspace_elements() const {
+    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements();
   }
 
   void work(Member member) {
+    if (sparse.likely()) {
+      sparse.scan(member);
+      member.wait();
+    }
     for (size_t l = 0; l < products.size(); ++l) {
       if (l > 0) member.wait();
       compute(l, member);
@@ -99,6 +115,16 @@ struct ForwardPass<T>::State {
   void compute(size_t l, Member member) {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
+    if (l == 0 && sparse.likely() && sparse.pays()) {
+      sparse.compute(
+          member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias, buffers.of(member),
+          sums[0], [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
+            const int64_t at = i * layer.out_features + j;
+            activate(rows, columns, sums[0] + at, outputs[0] + at, layer.out_features, bias,
+                     layer.slope);
+          });
+      return;
+    }
     const bool nothing = layer.activation == Activation::identity && !layer.bias;
     const T* bias = layer.bias;
     // A single column is handled as a row, by whole vectors, with its bias repeated.
@@ -132,6 +158,8 @@ struct BackwardPass<T>::State {
   std::vector<bool> needs_input;
   std::vector<const T*> grad_sums;  // dL/dz of each layer
   std::vector<int64_t> grad_sums_stride;
+  SparseGradient<T> sparse;  // of the first layer, in place of its product where that pays
+  T* bias_gradient = nullptr;  // of the first layer, for it: wanted or scratch
   Buffers<T> buffers;
   int64_t scratch = 0;
   int threads = 1;
@@ -151,6 +179,12 @@ struct BackwardPass<T>::State {
       scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
     }
     threads = team_size(work, max_threads);
+    if (problem.gradients[0].weight) {
+      const Layer<T>& layer = problem.forward.layers[0];
+      sparse = {kernels, problem.forward.batch, layer.out_features, layer.in_features,
+                Matrix<T>{problem.forward.input, problem.forward.input_stride, 1}};
+    }
+    buffers.add(sparse.buffer_elements());
     build(nullptr);
   }
 
@@ -188,10 +222,22 @@ struct BackwardPass<T>::State {
     }
     if (!workspace) return;
     buffers.place(workspace + 2 * scratch);
+    if (!sparse.likely()) return;
+    T* const rest = workspace + 2 * scratch + buffers.elements(threads);
+    sparse.place(rest);
+    bias_gradient = problem.gradients[0].bias ? problem.gradients[0].bias
+                                              : rest + sparse.shared_elements();
+  }
+
+  int64_t workspace_elements() const {
+    const bool scratch_bias = sparse.likely() && !problem.gradients[0].bias;
+    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements() +
+           (scratch_bias ? problem.forward.layers[0].out_features : 0);
   }
 
   void work(Member member) {
-    if (derive_output(member)) member.wait();
+    if (sparse.likely()) sparse.scan(member);
+    if (derive_output(member) || sparse.likely()) member.wait();
     for (int64_t l = layers - 1; l >= first; --l) {
       compute(l, member);
       if (l > first) member.wait();
@@ -217,22 +263,32 @@ struct BackwardPass<T>::State {
     return true;
   }
 
-  // dW = dzᵀ · x, db = the column sums of dz, and dx = dz · W, which becomes the dz of the layer
+  // dW = dzᵀ · x and db = the column sums of dz.
+  void compute_parameters(int64_t l, Member member) {
+    const Layer<T>& layer = problem.forward.layers[l];
+    weight_products[l - first].compute(member, buffers.of(member), buffers.shared(),
+                                       [](int64_t, int64_t, int64_t, int64_t) {});
+    if (!problem.gradients[l].bias) return;
+    const int64_t groups = divide_up(layer.out_features, kernels.width);
+    const int64_t begin = member.begin(groups) * kernels.width;
+    const int64_t end = std::min<int64_t>(layer.out_features, member.end(groups) * kernels.width);
+    if (begin < end) {
+      kernels.column_sums(problem.forward.batch, end - begin, grad_sums[l - first] + begin,
+                          grad_sums_stride[l - first], problem.gradients[l].bias + begin);
+    }
+  }
+
+  // The gradients of the layer's parameters, and dx = dz · W, which becomes the dz of the layer
   // below in the epilogue.
   void compute(int64_t l, Member member) {
     const Layer<T>& layer = problem.forward.layers[l];
     const T* dz = grad_sums[l - first];
     const int64_t stride = grad_sums_stride[l - first];
-    weight_products[l - first].compute(member, buffers.of(member), buffers.shared(),
-                                       [](int64_t, int64_t, int64_t, int64_t) {});
-    if (problem.gradients[l].bias) {
-      const int64_t groups = (layer.out_features + kernels.width - 1) / kernels.width;
-      const int64_t begin = member.begin(groups) * kernels.width;
-      const int64_t end = std::min<int64_t>(layer.out_features, member.end(groups) * kernels.width);
-      if (begin < end) {
-        kernels.column_sums(problem.forward.batch, end - begin, dz + begin, stride,
-                            problem.gradients[l].bias + begin);
-      }
+    if (l == 0 && sparse.likely() && sparse.pays()) {
+      sparse.compute(member, Matrix<T>{dz, 1, stride}, buffers.of(member),
+                     problem.gradients[0].weight, bias_gradient);
+    } else {
+      compute_parameters(l, member);
     }
     if (!needs_input_gradient(l)) return;
     if (l == first) {
@@ -260,8 +316,7 @@ template <typename T>
 ForwardPass<T>::~ForwardPass() = default;
 template <typename T>
 int64_t ForwardPass<T>::workspace_elements() const {
-  const State& s = *state_;
-  return 2 * s.scratch + s.buffers.elements(s.threads);
+  return state_->workspace_elements();
 }
 template <typename T>
 void ForwardPass<T>::run(T* workspace) {
@@ -277,8 +332,7 @@ template <typename T>
 BackwardPass<T>::~BackwardPass() = default;
 template <typename T>
 int64_t BackwardPass<T>::workspace_elements() const {
-  const State& s = *state_;
-  return 2 * s.scratch + s.buffers.elements(s.threads);
+  return state_->workspace_elements();
 }
 template <typename T>
 void BackwardPass<T>::run(T* workspace) {

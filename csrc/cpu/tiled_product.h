@@ -243,7 +243,7 @@ class TiledProduct {
   void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
                     bool accumulate) const {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
-    kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, a.data, a.row_stride,
+    kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, nullptr, a.data, a.row_stride,
                                                               a.col_stride, b.data, b.row_stride, c,
                                                               n_, columns, accumulate);
   }
