@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "training.h"
+
 namespace fastmlp {
 
 // The order is part of the operators' schema (saved graphs hold the numbers): append, never
@@ -63,6 +65,12 @@ template <typename T>
 struct LayerGradient {
   T* weight = nullptr;  // [out_features, in_features], contiguous
   T* bias = nullptr;    // [out_features]
+  // What to do with them as soon as they are there; null: nothing. The weight's gradient may be
+  // missing where its update is plain: it is then added to the weight itself.
+  const Update<T>* weight_update = nullptr;
+  const Update<T>* bias_update = nullptr;
+
+  bool trains_weight() const { return weight || weight_update; }
 };
 
 template <typename T>

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/matrix.h"
 #include "cpu/step.h"
@@ -85,6 +86,10 @@ Update<T> converted(const Update<double>& o) {
   u.lr = o.lr, u.momentum_factor = o.momentum_factor, u.dampening = o.dampening;
   u.weight_decay = o.weight_decay;
   u.beta1 = o.beta1, u.beta2 = o.beta2, u.eps = o.eps, u.step = o.step;
+  if (u.kind == OptimizerKind::adam) {
+    u.correction1 = 1 - std::pow(u.beta1, u.step);
+    u.correction2 = std::sqrt(1 - std::pow(u.beta2, u.step));
+  }
   return u;
 }
 
@@ -118,7 +123,8 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
   Needs needs(1 + 2 * layers);
   std::vector<Update<T>> updates;
   updates.reserve(requested.size());
-  std::vector<int64_t> offsets(2 * layers, -1);
+  std::vector<int64_t> offsets;  // of the gradients; -1: not written
+  offsets.reserve(requested.size());
   int64_t gradient_elements = 0;
   for (const ParameterUpdate& one : requested) {
     const at::Tensor& parameter = operand(arguments, one.operand);
@@ -126,15 +132,18 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
                 "fastmlp.TrainStep: expected contiguous parameters, got one of shape ",
                 parameter.sizes(), " and strides ", parameter.strides());
     needs[1 + one.operand] = true;
-    offsets[one.operand] = gradient_elements;
     Update<T> update = converted<T>(one.options);
     update.elements = parameter.numel();
     update.parameter = parameter.mutable_data_ptr<T>();
     update.momentum = state_of<T>(one.momentum, parameter);
     update.square = state_of<T>(one.square, parameter);
     update.square_max = state_of<T>(one.square_max, parameter);
+    // Without clipping each gradient is used up as soon as it is there, and that of a weight whose
+    // update is plain is never written.
+    const bool written = max_grad_norm > 0 || one.operand >= layers || !update.plain();
+    offsets.push_back(written ? gradient_elements : -1);
     updates.push_back(update);
-    gradient_elements += cpu::aligned<T>(parameter.numel());
+    if (written) gradient_elements += cpu::aligned<T>(parameter.numel());
   }
 
   const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
@@ -170,17 +179,20 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
     backward.grad_output = grad_output;
     backward.grad_output_stride = features;
     backward.gradients.resize(layers);
-    for (size_t i = 0; i < offsets.size(); ++i) {
-      if (offsets[i] < 0) continue;
-      auto& gradient = backward.gradients[i % layers];
-      (i < layers ? gradient.weight : gradient.bias) = gradients + offsets[i];
+    for (size_t i = 0; i < updates.size(); ++i) {
+      T* const to = offsets[i] < 0 ? nullptr : gradients + offsets[i];
+      updates[i].gradient = to;
+      const size_t operand = requested[i].operand;
+      LayerGradient<T>& gradient = backward.gradients[operand % layers];
+      (operand < layers ? gradient.weight : gradient.bias) = to;
+      if (max_grad_norm > 0) continue;
+      (operand < layers ? gradient.weight_update : gradient.bias_update) = &updates[i];
     }
     run_pass<cpu::BackwardPass, T>(backward, dtype);
-    for (size_t i = 0; i < updates.size(); ++i)
-      updates[i].gradient = gradients + offsets[requested[i].operand];
-    const double scale =
-        max_grad_norm > 0 ? cpu::clipping_factor(updates, max_grad_norm, max_threads()) : 1;
-    cpu::apply(updates, scale, max_threads());
+    if (max_grad_norm > 0) {
+      const double scale = cpu::clipping_factor(updates, max_grad_norm, max_threads());
+      cpu::apply(updates, scale, max_threads());
+    }
     for (const ParameterUpdate& one : requested) {
       const at::Tensor& parameter = operand(arguments, one.operand);
       if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();

@@ -46,6 +46,10 @@ struct Update {
   bool nesterov = false, maximize = false, decoupled = false;
   double lr = 0, momentum_factor = 0, dampening = 0, weight_decay = 0;
   double beta1 = 0, beta2 = 0, eps = 0, step = 0;  // step: this one's number, from 1
+  double correction1 = 1, correction2 = 1;         // 1 - beta1^step, √(1 - beta2^step)
+
+  // parameter += rate · gradient and nothing more.
+  bool plain() const { return kind == OptimizerKind::sgd && !momentum && weight_decay == 0; }
 };
 
 }  // namespace fastmlp

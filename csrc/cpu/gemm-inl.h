@@ -76,7 +76,7 @@ FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int
 template <typename T, int rows, int vectors>
 void gemm_tile(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
                int64_t a_col_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-               int64_t n, bool accumulate) {
+               int64_t n, bool accumulate, T scale) {
   using V = Vec<T>;
   constexpr int last = vectors - 1;
   const auto tail = V::first(n - last * V::width);
@@ -93,15 +93,17 @@ void gemm_tile(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
     add_products<T, rows, vectors, false>(sum, k, list, a, a_row_stride, a_col_stride, b, b_stride,
                                           tail, c, c_stride);
   }
+  const auto scales = V::set1(scale);
   FASTMLP_UNROLL
   for (int i = 0; i < rows; ++i) {
     T* out = c + i * c_stride;
     FASTMLP_UNROLL
     for (int j = 0; j < last; ++j) {
-      if (accumulate) sum[i][j] = V::add(sum[i][j], V::load(out + j * V::width));
+      if (accumulate) sum[i][j] = V::fma(sum[i][j], scales, V::load(out + j * V::width));
       V::store(out + j * V::width, sum[i][j]);
     }
-    if (accumulate) sum[i][last] = V::add(sum[i][last], V::load(out + last * V::width, tail));
+    if (accumulate)
+      sum[i][last] = V::fma(sum[i][last], scales, V::load(out + last * V::width, tail));
     V::store(out + last * V::width, sum[i][last], tail);
   }
 }

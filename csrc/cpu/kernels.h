@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "mlp.h"
 #include "training.h"
@@ -22,12 +23,12 @@ struct TileShape {
 // All matrices are row-major with a stride from row to row, in elements.
 template <typename T>
 struct Kernels {
-  // c[rows, n] = a · b, or += where accumulate, over a depth of k, or over the k columns of a and
-  // rows of b that are listed. a is read element by element at any two strides, b by whole vectors
-  // along its rows; `vectors` covers the n columns.
+  // c[rows, n] = a · b, or += scale · a · b where accumulate, over a depth of k, or over the k
+  // columns of a and rows of b that are listed. a is read element by element at any two strides, b
+  // by whole vectors along its rows; `vectors` covers the n columns.
   using GemmTile = void (*)(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
                             int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
-                            int64_t c_stride, int64_t n, bool accumulate);
+                            int64_t c_stride, int64_t n, bool accumulate, T scale);
   // c[rows, columns] = a · bᵀ, or +=, both operands read by whole vectors along k.
   using DotTile = void (*)(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                            T* c, int64_t c_stride, bool accumulate);
@@ -61,8 +62,9 @@ struct Kernels {
                     int64_t packed_stride);
   // to[n] = from[n] - shift.
   void (*subtract)(int64_t n, const T* from, T shift, T* to);
-  // The columns, or the rows, of a[rows, n] in which not all elements equal value, in order; returns
-  // their number. NaN equals nothing. The list has room for all; marks: scratch of n elements.
+  // The columns, or the rows, of a[rows, n] in which not all elements equal value, in order;
+  // returns their number. NaN equals nothing. The list has room for all; marks: scratch of n
+  // elements.
   int64_t (*list_columns)(int64_t rows, int64_t n, const T* a, int64_t stride, T value,
                           int32_t* marks, int32_t* list);
   int64_t (*list_rows)(int64_t rows, int64_t n, const T* a, int64_t stride, T value, int32_t* list);
@@ -71,12 +73,12 @@ struct Kernels {
   // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the
   // exponentials of the differences from it. Contiguous.
   void (*softmax)(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum);
-  // n elements of one parameter, all pointers at the first of them; the rest of the update is the
-  // whole parameter's. correction1 = 1 - beta1^step, correction2 = √(1 - beta2^step).
-  void (*sgd)(int64_t n, T* parameter, const T* gradient, T* momentum, const Update<T>& update,
-              T scale);
-  void (*adam)(int64_t n, T* parameter, const T* gradient, T* mean, T* square, T* square_max,
-               const Update<T>& update, T scale, double correction1, double correction2);
+  // [rows, n] of one parameter, its gradient and its state, all pointers at the first element and
+  // all rows a stride apart; the rest of the update is the whole parameter's.
+  void (*sgd)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* momentum,
+              const Update<T>& update, T scale);
+  void (*adam)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* mean,
+               T* square, T* square_max, const Update<T>& update, T scale);
   // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
   // peak; returns their sum.
   T (*multiply_add)(int64_t steps);

@@ -126,7 +126,8 @@ class NarrowProduct {
           const Matrix<T> b = b_.at(from, k0);
           kernels_->gemm[rows][width / kernels_->width](
               depth_.begin(part + 1) - k0, nullptr, b.data, b.row_stride, b.col_stride,
-              panels + row(panel) * k_ + k0 * width, width, to, tile_stride(), width, part > 0);
+              panels + row(panel) * k_ + k0 * width, width, to, tile_stride(), width, part > 0,
+              T(1));
         }
       }
       dot(feature);

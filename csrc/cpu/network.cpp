@@ -9,6 +9,7 @@
 #include "cpu/product.h"
 #include "cpu/sparse_input.h"
 #include "cpu/threads.h"
+#include "cpu/update.h"
 
 namespace fastmlp::cpu {
 namespace {
@@ -116,13 +117,13 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
     if (l == 0 && sparse.likely() && sparse.pays()) {
-      sparse.compute(
-          member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias, buffers.of(member),
-          sums[0], [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
-            const int64_t at = i * layer.out_features + j;
-            activate(rows, columns, sums[0] + at, outputs[0] + at, layer.out_features, bias,
-                     layer.slope);
-          });
+      sparse.compute(member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias,
+                     buffers.of(member), sums[0],
+                     [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
+                       const int64_t at = i * layer.out_features + j;
+                       activate(rows, columns, sums[0] + at, outputs[0] + at, layer.out_features,
+                                bias, layer.slope);
+                     });
       return;
     }
     const bool nothing = layer.activation == Activation::identity && !layer.bias;
@@ -155,31 +156,33 @@ struct BackwardPass<T>::State {
   const Kernels<T>& kernels = active_kernels<T>();
   int64_t layers, first;  // the layers below `first` need no gradient
   std::vector<Product<T>> weight_products, input_products;  // [layer - first]
-  std::vector<bool> needs_input;
-  std::vector<const T*> grad_sums;  // dL/dz of each layer
+  std::vector<const T*> grad_sums;                          // dL/dz of each layer
   std::vector<int64_t> grad_sums_stride;
-  SparseGradient<T> sparse;  // of the first layer, in place of its product where that pays
+  SparseGradient<T> sparse;    // of the first layer, in place of its product where that pays
   T* bias_gradient = nullptr;  // of the first layer, for it: wanted or scratch
   Buffers<T> buffers;
+  // dz of three layers at once: one is written and one read for dx, the one above read for dW.
+  static constexpr int64_t kScratches = 3;
   int64_t scratch = 0;
   int threads = 1;
 
   State(const Backward<T>& p, int max_threads)
       : problem(p), layers(static_cast<int64_t>(p.forward.layers.size())) {
     first = 0;
-    while (first < layers && !problem.grad_input && !problem.gradients[first].weight &&
+    while (first < layers && !problem.grad_input && !problem.gradients[first].trains_weight() &&
            !problem.gradients[first].bias)
       ++first;
     double work = 0;
     for (int64_t l = first; l < layers; ++l) {
       const Layer<T>& layer = problem.forward.layers[l];
       const int64_t batch = problem.forward.batch;
-      if (problem.gradients[l].weight) work += cost(layer.out_features, layer.in_features, batch);
+      if (problem.gradients[l].trains_weight())
+        work += cost(layer.out_features, layer.in_features, batch);
       if (needs_input_gradient(l)) work += cost(batch, layer.in_features, layer.out_features);
       scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
     }
     threads = team_size(work, max_threads);
-    if (problem.gradients[0].weight) {
+    if (problem.gradients[0].trains_weight()) {
       const Layer<T>& layer = problem.forward.layers[0];
       sparse = {kernels, problem.forward.batch, layer.out_features, layer.in_features,
                 Matrix<T>{problem.forward.input, problem.forward.input_stride, 1}};
@@ -191,7 +194,7 @@ struct BackwardPass<T>::State {
   bool needs_input_gradient(int64_t l) const { return l > first || problem.grad_input; }
 
   T* scratch_of(T* workspace, int64_t l) const {
-    return workspace ? workspace + (l % 2) * scratch : nullptr;
+    return workspace ? workspace + (l % kScratches) * scratch : nullptr;
   }
 
   void build(T* workspace) {
@@ -210,9 +213,11 @@ struct BackwardPass<T>::State {
       const Matrix<T> input =
           l > 0 ? Matrix<T>{all[l - 1].output, all[l - 1].out_features, 1}
                 : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
-      weight_products.emplace_back(kernels, problem.gradients[l].weight ? layer.out_features : 0,
+      const LayerGradient<T>& gradient = problem.gradients[l];
+      weight_products.emplace_back(kernels, gradient.trains_weight() ? layer.out_features : 0,
                                    layer.in_features, batch, Matrix<T>{dz, 1, dz_stride}, input,
-                                   problem.gradients[l].weight);
+                                   weight_sum(l));
+      if (!gradient.weight) weight_products.back().add_scaled(weight_scale(l));
       T* grad_input = l > first ? scratch_of(workspace, l - 1) : problem.grad_input;
       input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features,
                                   layer.out_features, Matrix<T>{dz, dz_stride, 1},
@@ -221,27 +226,30 @@ struct BackwardPass<T>::State {
       buffers.add(input_products.back());
     }
     if (!workspace) return;
-    buffers.place(workspace + 2 * scratch);
+    buffers.place(workspace + kScratches * scratch);
     if (!sparse.likely()) return;
-    T* const rest = workspace + 2 * scratch + buffers.elements(threads);
+    T* const rest = workspace + kScratches * scratch + buffers.elements(threads);
     sparse.place(rest);
-    bias_gradient = problem.gradients[0].bias ? problem.gradients[0].bias
-                                              : rest + sparse.shared_elements();
+    bias_gradient =
+        problem.gradients[0].bias ? problem.gradients[0].bias : rest + sparse.shared_elements();
   }
 
   int64_t workspace_elements() const {
     const bool scratch_bias = sparse.likely() && !problem.gradients[0].bias;
-    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements() +
+    return kScratches * scratch + buffers.elements(threads) + sparse.shared_elements() +
            (scratch_bias ? problem.forward.layers[0].out_features : 0);
   }
 
   void work(Member member) {
     if (sparse.likely()) sparse.scan(member);
     if (derive_output(member) || sparse.likely()) member.wait();
+    // A layer's weight may change once all members have used it for dx: one layer later.
     for (int64_t l = layers - 1; l >= first; --l) {
-      compute(l, member);
-      if (l > first) member.wait();
+      if (needs_input_gradient(l)) compute_input(l, member);
+      if (l + 1 < layers) compute_parameters(l + 1, member);
+      if (needs_input_gradient(l)) member.wait();
     }
+    compute_parameters(first, member);
   }
 
   const T* saved(const Layer<T>& layer) const {
@@ -263,34 +271,48 @@ struct BackwardPass<T>::State {
     return true;
   }
 
-  // dW = dzᵀ · x and db = the column sums of dz.
+  // dW = dzᵀ · x and db = the column sums of dz, and what becomes of them.
   void compute_parameters(int64_t l, Member member) {
+    const LayerGradient<T>& gradient = problem.gradients[l];
     const Layer<T>& layer = problem.forward.layers[l];
-    weight_products[l - first].compute(member, buffers.of(member), buffers.shared(),
-                                       [](int64_t, int64_t, int64_t, int64_t) {});
-    if (!problem.gradients[l].bias) return;
-    const int64_t groups = divide_up(layer.out_features, kernels.width);
-    const int64_t begin = member.begin(groups) * kernels.width;
-    const int64_t end = std::min<int64_t>(layer.out_features, member.end(groups) * kernels.width);
-    if (begin < end) {
-      kernels.column_sums(problem.forward.batch, end - begin, grad_sums[l - first] + begin,
-                          grad_sums_stride[l - first], problem.gradients[l].bias + begin);
-    }
-  }
-
-  // The gradients of the layer's parameters, and dx = dz · W, which becomes the dz of the layer
-  // below in the epilogue.
-  void compute(int64_t l, Member member) {
-    const Layer<T>& layer = problem.forward.layers[l];
+    const int64_t n = layer.out_features, k = layer.in_features;
     const T* dz = grad_sums[l - first];
     const int64_t stride = grad_sums_stride[l - first];
+    const auto weight_done = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      if (gradient.weight && gradient.weight_update)
+        update(kernels, *gradient.weight_update, 1, i * k + j, rows, columns, k);
+    };
+    int64_t begin, end;  // the outputs whose bias is this member's
     if (l == 0 && sparse.likely() && sparse.pays()) {
-      sparse.compute(member, Matrix<T>{dz, 1, stride}, buffers.of(member),
-                     problem.gradients[0].weight, bias_gradient);
+      begin = sparse.begin(member), end = sparse.end(member);
+      sparse.compute(member, Matrix<T>{dz, 1, stride}, buffers.of(member), weight_sum(l),
+                     !gradient.weight, weight_scale(l), bias_gradient, weight_done);
     } else {
-      compute_parameters(l, member);
+      weight_products[l - first].compute(member, buffers.of(member), buffers.shared(), weight_done);
+      const int64_t groups = divide_up(n, kernels.width);
+      begin = member.begin(groups) * kernels.width;
+      end = std::min(n, member.end(groups) * kernels.width);
+      if (gradient.bias && begin < end)
+        kernels.column_sums(problem.forward.batch, end - begin, dz + begin, stride,
+                            gradient.bias + begin);
     }
-    if (!needs_input_gradient(l)) return;
+    if (gradient.bias_update && begin < end)
+      update(kernels, *gradient.bias_update, 1, begin, 1, end - begin, n);
+  }
+
+  // What dW is written to, or added to by its scale.
+  T* weight_sum(int64_t l) const {
+    const LayerGradient<T>& gradient = problem.gradients[l];
+    return gradient.weight || !gradient.weight_update ? gradient.weight
+                                                      : gradient.weight_update->parameter;
+  }
+  T weight_scale(int64_t l) const {
+    const Update<T>* u = problem.gradients[l].weight_update;
+    return u ? static_cast<T>(u->maximize ? u->lr : -u->lr) : T(1);
+  }
+
+  // dx = dz · W, which becomes the dz of the layer below in the epilogue.
+  void compute_input(int64_t l, Member member) {
     if (l == first) {
       input_products[0].compute(member, buffers.of(member), buffers.shared(),
                                 [](int64_t, int64_t, int64_t, int64_t) {});

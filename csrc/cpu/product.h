@@ -28,6 +28,9 @@ class Product {
     }
   }
 
+  // c += scale · a · b instead; of a b that is contiguous along its rows.
+  void add_scaled(T scale) { tiled_product_.add_scaled(scale); }
+
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
   int64_t buffer_elements() const {

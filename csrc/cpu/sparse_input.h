@@ -63,9 +63,7 @@ class SparseInput {
     return counts_ + tiles_.count() * parts_.count() + tile * (parts_.total() + 1) +
            parts_.begin(part);
   }
-  int32_t& count(int64_t tile, int64_t part) const {
-    return counts_[tile * parts_.count() + part];
-  }
+  int32_t& count(int64_t tile, int64_t part) const { return counts_[tile * parts_.count() + part]; }
   // The fraction of all steps.
   double listed() const {
     int64_t steps = 0;
@@ -174,7 +172,8 @@ class SparseForward : public SparseInput<T> {
             const Matrix<T> a = whole ? x_.at(i, k0) : s_.at(i, k0);
             kernels_->gemm[tiles_.begin(tile + 1) - i][divide_up(columns, width)](
                 whole ? depth : this->count(tile, part), whole ? nullptr : this->list(tile, part),
-                a.data, a.row_stride, 1, panel, padded, z + i * n_ + j, n_, columns, part > 0);
+                a.data, a.row_stride, 1, panel, padded, z + i * n_ + j, n_, columns, part > 0,
+                T(1));
           }
         }
         const T* shifted = bias ? bias + j : nullptr;
@@ -229,23 +228,28 @@ class SparseGradient : public SparseInput<T> {
     this->subtract_background(member.begin(m_), member.end(m_));
     if (background_ == 0) return;
     // The row of the background, a step of every tile in the last part.
-    if (member.index == 0)
-      std::fill_n(const_cast<T*>(s_.at(m_, 0).data), k_, background_);
+    if (member.index == 0) std::fill_n(const_cast<T*>(s_.at(m_, 0).data), k_, background_);
   }
   bool pays() const { return this->listed() < 0.9; }
 
-  // This member's share: whole rows of dW, and what belongs to them of db[n], which is written.
-  void compute(Member member, Matrix<T> dz, T* buffer, T* weight_gradient,
-               T* bias_gradient) const {
+  // The rows of dW that are this member's.
+  int64_t begin(Member member) const { return rows_.begin(member.begin(rows_.count())); }
+  int64_t end(Member member) const { return rows_.begin(member.end(rows_.count())); }
+
+  // This member's share, or with `add` of c += scale · dW, and what belongs to it of db[n].
+  // done(row, rows, column, columns) is called for pieces of dW as soon as they are whole.
+  template <typename Done>
+  void compute(Member member, Matrix<T> dz, T* buffer, T* c, bool add, T scale, T* bias_gradient,
+               const Done& done) const {
     const int64_t first = member.begin(rows_.count()), last = member.end(rows_.count());
     if (first == last) return;
-    const int64_t j0 = rows_.begin(first);
-    kernels_->column_sums(m_, rows_.begin(last) - j0, dz.at(j0, 0).data, dz.col_stride,
+    const int64_t j0 = begin(member);
+    kernels_->column_sums(m_, end(member) - j0, dz.at(j0, 0).data, dz.col_stride,
                           bias_gradient + j0);
     for (int64_t part = 0; part < parts_.count(); ++part) {
       for (int64_t top = first; top < last; top += kBlockTiles)
-        compute_block(part, top, std::min(last, top + kBlockTiles), dz, buffer, weight_gradient,
-                      bias_gradient);
+        compute_block(part, top, std::min(last, top + kBlockTiles), dz, buffer, c, add, scale,
+                      bias_gradient, done);
     }
   }
 
@@ -268,8 +272,9 @@ class SparseGradient : public SparseInput<T> {
   int64_t column(int64_t panel) const { return tiles_.begin(panel) * kernels_->width; }
   int64_t tile_elements(int64_t depth) const { return (depth + 1) * kernels_->tall.rows; }
 
-  void compute_block(int64_t part, int64_t top, int64_t bottom, Matrix<T> dz, T* buffer,
-                     T* weight_gradient, const T* bias_gradient) const {
+  template <typename Done>
+  void compute_block(int64_t part, int64_t top, int64_t bottom, Matrix<T> dz, T* buffer, T* c,
+                     bool add, T scale, const T* bias_gradient, const Done& done) const {
     const int64_t rows = kernels_->tall.rows;
     const int64_t m0 = parts_.begin(part), depth = parts_.begin(part + 1) - m0;
     const bool with_background = background_ != 0 && part + 1 == parts_.count();
@@ -292,8 +297,10 @@ class SparseGradient : public SparseInput<T> {
         kernels_->gemm[outputs][divide_up(columns, kernels_->width)](
             whole ? depth : count + with_background, whole ? nullptr : list,
             buffer + (tile - top) * tile_elements(depth), 1, rows, b.data, b.row_stride,
-            weight_gradient + o * k_ + j, k_, columns, part > 0);
+            c + o * k_ + j, k_, columns, add || part > 0, scale);
       }
+      if (part + 1 == parts_.count())
+        done(rows_.begin(top), rows_.begin(bottom) - rows_.begin(top), j, columns);
     }
   }
 

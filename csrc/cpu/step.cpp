@@ -7,6 +7,7 @@
 #include "cpu/kernels.h"
 #include "cpu/matrix.h"
 #include "cpu/threads.h"
+#include "cpu/update.h"
 
 namespace fastmlp::cpu {
 namespace {
@@ -16,7 +17,7 @@ namespace {
 constexpr int64_t kRows = 64, kElements = 16384;
 
 // Elements of simple work that are worth a thread.
-constexpr int64_t kElementsPerThread = 50000;
+constexpr int64_t kElementsPerThread = 20000;
 
 int team_size(int64_t elements, int max_threads) {
   return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, max_threads));
@@ -209,15 +210,7 @@ void apply(const std::vector<Update<T>>& updates, double gradient_scale, int max
       const int64_t begin = member.begin(groups) * kernels.width;
       const int64_t n = std::min(u.elements, member.end(groups) * kernels.width) - begin;
       if (n <= 0) continue;
-      const T scale = static_cast<T>(u.maximize ? -gradient_scale : gradient_scale);
-      const auto at = [&](T* pointer) { return pointer ? pointer + begin : nullptr; };
-      if (u.kind == OptimizerKind::sgd) {
-        kernels.sgd(n, u.parameter + begin, u.gradient + begin, at(u.momentum), u, scale);
-      } else {
-        kernels.adam(n, u.parameter + begin, u.gradient + begin, at(u.momentum), at(u.square),
-                     at(u.square_max), u, scale, 1 - std::pow(u.beta1, u.step),
-                     std::sqrt(1 - std::pow(u.beta2, u.step)));
-      }
+      update(kernels, u, gradient_scale, begin, 1, n, n);
     }
   });
 }

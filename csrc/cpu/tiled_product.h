@@ -40,6 +40,9 @@ class TiledProduct {
     group_ = b.col_stride == 1 ? kPanelGroup : 1;
   }
 
+  // c += scale · a · b instead.
+  void add_scaled(T scale) { add_ = true, scale_ = scale; }
+
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
   int64_t buffer_elements() const {
@@ -97,7 +100,7 @@ class TiledProduct {
       const int64_t i = row(tile), rows = row(tile + 1) - i;
       for (int64_t panel = 0; panel < columns_.count(); ++panel) {
         const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
-        compute_tile(a_.at(i, 0), b_.at(0, j), k_, c_ + i * n_ + j, rows, columns, false);
+        compute_tile(a_.at(i, 0), b_.at(0, j), k_, c_ + i * n_ + j, rows, columns, add_);
         done(i, rows, j, columns);
       }
     }
@@ -138,7 +141,7 @@ class TiledProduct {
         const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
         const Matrix<T> a =
             block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : a_.at(i, k0);
-        compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, part > 0);
+        compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, add_ || part > 0);
         if (part + 1 < depth_.count() || (unit + 1 < panel_end && unit - whole < kEpilogueTiles))
           continue;
         const int64_t top = row(first_tile + whole - block_begin - panel * tiles);
@@ -245,13 +248,15 @@ class TiledProduct {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
     kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, nullptr, a.data, a.row_stride,
                                                               a.col_stride, b.data, b.row_stride, c,
-                                                              n_, columns, accumulate);
+                                                              n_, columns, accumulate, scale_);
   }
 
   const Kernels<T>* kernels_ = nullptr;
   int64_t m_ = 0, n_ = 0, k_ = 0;
   Matrix<T> a_, b_;
   T* c_ = nullptr;
+  bool add_ = false;
+  T scale_ = 1;
   int64_t group_ = 1;
   bool by_rows_ = false, pack_panels_ = false;
   TileShape tile_{};
