@@ -29,6 +29,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts, not a package
 
 import check  # noqa: E402
+import fit  # noqa: E402
 import harness  # noqa: E402
 import inputs  # noqa: E402
 import loader  # noqa: E402
@@ -573,3 +574,62 @@ def test_train_step_benchmark_reads_mnist() -> None:
     options = ["--shapes", "mnist-50", "--peers", "train_step", "--tasks", "sgd"]
     printed = run("train_step.py", "--quick", *options, "--data-dir", str(mnist_folder())).stdout
     assert "mnist-50: images of --data-dir, normalised, 19.1% drawn on" in printed
+
+
+# Whole epochs -------------------------------------------------------------------------------------
+
+EPOCH = peers.Problem(shapes.select("mnist-50")[0], "sgd")
+
+
+def test_fit_benchmark_runs(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    printed = run("fit.py", "--quick", "--threads", "1", "--csv", str(file)).stdout
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert [row["contestant"] for row in table] == ["lecture", "fastmlp", "train_step", "fit"]
+    for row in table:
+        assert row["base"] == "lecture"
+        assert row["threads"] == "1"
+        assert row["isa"] == fastmlp.get_isa()
+        assert 0 < float(row["us_low"]) <= float(row["us_median"]) <= float(row["us_high"])
+        assert float(row["ratio_median"]) > 0
+        # What the last lines make of the time of a batch: 200 of 50 rows.
+        line = rf"mnist-50, {row['contestant']}: ([\d.]+) s for all 10,000 rows"
+        assert (found := re.search(line, printed)) is not None
+        assert float(found[1]) == pytest.approx(200e-6 * float(row["us_median"]), abs=0.006)
+
+
+def test_fit_benchmark_refuses_other_inputs() -> None:
+    done = run("fit.py", "--quick", "--shapes", "small-32", status=2)
+    assert "fit.py: error: argument --shapes: small-32" in done.stderr
+
+
+@pytest.mark.parametrize("name", fit.CONTESTANTS)
+def test_fit_benchmark_times_a_batch(name: str) -> None:
+    one = fit.contestant(name, 3, EPOCH, 1)
+    assert one.repeats == 3
+    assert fit.expected(EPOCH, 3).fault(one.results()) is None
+
+
+@pytest.mark.parametrize("name", fit.CONTESTANTS)
+@pytest.mark.parametrize("wrong", ["order", "rate", "transform"])
+def test_fit_benchmark_finds_other_trainings(
+    name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fit.expected(EPOCH, 3)
+    if wrong == "order":
+        monkeypatch.setattr(fit, "SEED", fit.SEED + 1)
+    elif wrong == "rate":
+        monkeypatch.setitem(train_step.RATES, "sgd", 1.1 * train_step.RATES["sgd"])
+    else:
+        raw = dataclasses.replace(EPOCH.shape, input="mnist-raw")
+        other = fit.share(dataclasses.replace(EPOCH, shape=raw), 3)
+        monkeypatch.setattr(fit, "share", lambda problem, batches: other)
+    assert "off by" in str(expected.fault(fit.contestant(name, 3, EPOCH, 1).results()))
+
+
+def test_fit_benchmark_takes_a_share_of_the_rows() -> None:
+    whole, part = inputs.images("mnist", None), fit.share(EPOCH, 3)
+    assert len(part) == 150
+    assert len(fit.share(EPOCH, 1000)) == len(whole) == 10_000
+    assert part.labels.unique().numel() == 10  # not the first, which may all be of one class
