@@ -29,7 +29,6 @@ from suite import Suite, network_options
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fastmlp import TrainStep
 from fastmlp.data import ImageDataset, TensorLoader, collate
 
 Epoch = Callable[[], object]
@@ -52,13 +51,15 @@ class OneByOne(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, data: ImageDataset) -> None:
-        self.data = data
+        assert data.transform is not None
+        self.images, self.labels = data.images.unsqueeze(1), data.labels
+        self.transform: Callable[[Tensor], Tensor] = data.transform
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.data[row]
+        return self.transform(self.images[row]), int(self.labels[row])
 
 
 def train(step: Step, loader: Iterable[list[Tensor]]) -> None:
@@ -80,22 +81,16 @@ def fastmlp(problem: Problem, model: nn.Module, data: ImageDataset, g: torch.Gen
     return partial(train, train_step.loop(model, problem.task), loader)
 
 
-def one_step(problem: Problem, model: nn.Module) -> TrainStep:
-    assert isinstance(model, nn.Sequential)
-    optimizer = train_step.optimizer_of(model, problem.task)
-    return TrainStep(model, nn.CrossEntropyLoss(), optimizer)
-
-
 def steps(problem: Problem, model: nn.Module, data: ImageDataset, g: torch.Generator) -> Epoch:
     [[images, labels]] = DataLoader(data, len(data), collate_fn=collate)
     loader = TensorLoader(
         images.flatten(1), labels, batch_size=problem.shape.batch, shuffle=True, generator=g
     )
-    return partial(train, one_step(problem, model), loader)
+    return partial(train, train_step.whole(model, problem.task), loader)
 
 
 def fit(problem: Problem, model: nn.Module, data: ImageDataset, g: torch.Generator) -> Epoch:
-    step = one_step(problem, model)
+    step = train_step.whole(model, problem.task)
     return partial(step.fit, data, problem.shape.batch, generator=g, progress=False)
 
 
@@ -152,6 +147,8 @@ def main() -> int:
         help="of a call; more than there are: all (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args()
+    if options.batches < 1:
+        parser.error(f"argument --batches: {options.batches}: none")
     if other := [s.name for s in options.shapes if s.input not in inputs.IMAGES]:
         parser.error(f"argument --shapes: {', '.join(other)}: not fed with images")
     suite = FitSuite(options)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import cycle, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import peers
@@ -24,6 +24,9 @@ from peers import Contestant, Problem, Results
 from shapes import select
 from suite import Suite, network_options
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fastmlp import TrainStep
 
 Batch = tuple[Tensor, Tensor]  # input (batch, in), classes (batch,)
 POOL, POOL_BYTES = 64, 2**26  # inputs, as many as there is room for
@@ -112,12 +115,17 @@ def compiled(problem: Problem, threads: int) -> Contestant:
     return _loop("compile", peers.compiled_network(problem), problem)
 
 
-def train_step(problem: Problem, threads: int) -> Contestant:
+def whole(model: nn.Module, task: str) -> TrainStep:
+    """The step of :func:`loop` in one call."""
     from fastmlp import TrainStep
 
-    model = peers.fastmlp_network(problem)
     assert isinstance(model, nn.Sequential)
-    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer_of(model, problem.task))
+    return TrainStep(model, nn.CrossEntropyLoss(), optimizer_of(model, task))
+
+
+def train_step(problem: Problem, threads: int) -> Contestant:
+    model = peers.fastmlp_network(problem)
+    step = whole(model, problem.task)
     return contestant("train_step", step, batches(problem), lambda: parameters_of(model))
 
 
@@ -159,11 +167,11 @@ def jax(problem: Problem, threads: int) -> Contestant:
     update = {"sgd": sgd, "adam": adam}[problem.task]
     state = () if problem.task == "sgd" else (jnp.zeros(()), zeros, jax.tree.map(jnp.copy, zeros))
 
-    def whole(parameters: Any, state: Any, x: Any, y: Any) -> Any:
+    def train(parameters: Any, state: Any, x: Any, y: Any) -> Any:
         value, gradients = jax.value_and_grad(mean_loss)(parameters, x, y)
         return value, *update(parameters, gradients, state)
 
-    jitted = jax.jit(whole, donate_argnums=(0, 1))
+    jitted = jax.jit(train, donate_argnums=(0, 1))
 
     def step(x: Any, y: Any) -> Any:
         nonlocal parameters, state

@@ -599,9 +599,11 @@ def test_fit_benchmark_runs(tmp_path: Path) -> None:
         assert float(found[1]) == pytest.approx(200e-6 * float(row["us_median"]), abs=0.006)
 
 
-def test_fit_benchmark_refuses_other_inputs() -> None:
+def test_fit_benchmark_refuses_what_it_cannot_train_on() -> None:
     done = run("fit.py", "--quick", "--shapes", "small-32", status=2)
     assert "fit.py: error: argument --shapes: small-32" in done.stderr
+    done = run("fit.py", "--quick", "--batches", "0", status=2)
+    assert "fit.py: error: argument --batches: 0" in done.stderr
 
 
 @pytest.mark.parametrize("name", fit.CONTESTANTS)
