@@ -7,12 +7,11 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from peers import LEARNING_RATE, Problem, Results
-from shapes import Shape
 
 # Deep networks need this beside the bounds of each number, which are worst cases: they grow by
 # about the square root of the width with each layer, until they allow anything. What rounding
@@ -36,9 +35,9 @@ def reference() -> ModuleType:
 
 
 @lru_cache(maxsize=1)
-def _expected(shape: Shape, task: str) -> dict[str, Any]:
+def _expected(problem: Problem) -> dict[str, Any]:
     """Values and bounds of all results; of a step, those of its gradients."""
-    ref, problem = reference(), Problem(shape, task)
+    ref, shape, task = reference(), problem.shape, problem.task
     weights = [torch.from_numpy(w) for w, _ in problem.parameters()]
     biases = [torch.from_numpy(b) for _, b in problem.parameters()]
     args = (problem.x, weights, biases, ref.per_layer(len(weights)))
@@ -53,7 +52,7 @@ def _expected(shape: Shape, task: str) -> dict[str, Any]:
 
 def fault(problem: Problem, results: Results) -> str | None:
     """What is wrong with the results, on one line; None: nothing."""
-    expected = _expected(problem.shape, problem.task)
+    expected = _expected(problem)
     before: Results = {}
     if problem.task == "step":
         for i, (w, b) in enumerate(problem.parameters()):
@@ -78,3 +77,44 @@ def fault(problem: Problem, results: Results) -> str | None:
             except AssertionError as error:
                 return str(error)
     return None
+
+
+# Of the length of the way, in the Euclidean norm, beside twice what rounding does to eager. Adam
+# divides each gradient by its own size, so that anything may come of one within rounding of 0, and
+# those of the first layers of large-1024 are all so small.
+TOLERANCE = 0.01
+
+
+class Trained(NamedTuple):
+    """Where a training has to end.
+
+    Attributes:
+        parameters: in float64.
+        limits: how far off each of them may be, in the Euclidean norm.
+    """
+
+    parameters: Results
+    limits: dict[str, float]
+
+    @classmethod
+    def of(cls, start: Results, exact: Results, rounded: Results) -> Trained:
+        """From the parameters before, and after it in float64 and in eager's float32."""
+
+        def distance(other: Results) -> dict[str, float]:
+            return {name: float(np.linalg.norm(exact[name] - other[name])) for name in exact}
+
+        way, rounding = distance(start), distance(rounded)
+        return cls(exact, {name: TOLERANCE * way[name] + 2 * rounding[name] for name in exact})
+
+    def fault(self, results: Results) -> str | None:
+        """What is wrong with the parameters after a training, on one line; None: nothing."""
+        if set(results) != set(self.parameters):
+            return f"results {sorted(results)}, expected {sorted(self.parameters)}"
+        for name, want in self.parameters.items():
+            if results[name].shape != want.shape:
+                return f"{name}: shape {results[name].shape}, expected {want.shape}"
+            off = float(np.linalg.norm(results[name] - want))
+            if not off <= self.limits[name]:  # a NaN is wrong too
+                limit = self.limits[name]
+                return f"{name}: off by {off:.3g} in the Euclidean norm, {limit:.3g} allowed"
+        return None

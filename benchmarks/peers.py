@@ -7,12 +7,13 @@ ONNX Runtime: constant weights, which it may pack beforehand, and workers that s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import inputs
 import numpy as np
 import torch
 from shapes import Shape
@@ -30,10 +31,15 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A shape filled with numbers, float32, the same in every run."""
+    """A shape filled with numbers, float32, the same in every run.
+
+    Attributes:
+        data_dir: the folder of MNIST, for the shapes whose input is made of it; None: a stand-in.
+    """
 
     shape: Shape
     task: str
+    data_dir: str | None = None
 
     def network(self) -> nn.Sequential:
         """A new plain network, with the same weights each time."""
@@ -50,19 +56,20 @@ class Problem:
         values = [p.detach().numpy() for p in self.network().parameters()]
         return list(zip(values[::2], values[1::2], strict=True))
 
-    def _normal(self, features: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.shape.batch, features, generator=generator)
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """An input (batch, in)."""
+        return inputs.draw(self.shape, generator, self.data_dir)
 
     @cached_property
     def x(self) -> Tensor:
         """The input (batch, in)."""
-        return self._normal(self.shape.sizes[0], 1)
+        return self.draw(torch.Generator().manual_seed(1))
 
     @cached_property
     def grad(self) -> Tensor:
         """The gradient (batch, out) that backward starts from."""
-        return self._normal(self.shape.sizes[-1], 2)
+        generator = torch.Generator().manual_seed(2)
+        return torch.randn(self.shape.batch, self.shape.sizes[-1], generator=generator)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -78,11 +85,13 @@ class Contestant:
     Attributes:
         run: one call, as timed.
         results: one call and what it computed; to be called first, as a step moves the weights.
+        repeats: how often one call does the task; the times reported are of once.
     """
 
     name: str
     run: Callable[[], object]
     results: Callable[[], Results]
+    repeats: int = 1
 
 
 def named(arrays: list[np.ndarray[Any, Any]]) -> Results:
@@ -139,6 +148,13 @@ def fastmlp_network(problem: Problem) -> nn.Module:
     return model
 
 
+def compiled_network(problem: Problem) -> nn.Module:
+    torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
+    model = problem.network()
+    model.compile()
+    return model
+
+
 def eager(problem: Problem, threads: int) -> Contestant:
     return _torch_contestant("eager", eager_network(problem), problem)
 
@@ -148,10 +164,7 @@ def fastmlp(problem: Problem, threads: int) -> Contestant:
 
 
 def compiled(problem: Problem, threads: int) -> Contestant:
-    torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
-    model = problem.network()
-    model.compile()
-    return _torch_contestant("compile", model, problem)
+    return _torch_contestant("compile", compiled_network(problem), problem)
 
 
 def jax(problem: Problem, threads: int) -> Contestant:
@@ -243,7 +256,8 @@ def onnxruntime(problem: Problem, threads: int) -> Contestant:
     return Contestant("onnxruntime", run, lambda: {"y": run()[0]})
 
 
-PEERS: dict[str, Callable[[Problem, int], Contestant]] = {
+Make = Callable[[Problem, int], Contestant]  # from a problem and a number of threads
+PEERS: dict[str, Make] = {
     "fastmlp": fastmlp,
     "eager": eager,
     "compile": compiled,
@@ -252,10 +266,12 @@ PEERS: dict[str, Callable[[Problem, int], Contestant]] = {
 }
 
 
-def contestants(names: list[str], problem: Problem, threads: int) -> Iterator[Contestant]:
-    """Those of ``names`` that can run here; a line tells why another cannot."""
+def contestants(
+    names: list[str], known: Mapping[str, Make], problem: Problem, threads: int
+) -> Iterator[Contestant]:
+    """Those of ``names``, all ``known``, that can run here; a line tells why another cannot."""
     for name in names:
         try:
-            yield PEERS[name](problem, threads)
+            yield known[name](problem, threads)
         except (ImportError, Unsupported) as reason:
             print(f"skipped {name}, {problem.task} of {problem.shape.name}: {reason}", flush=True)

@@ -24,19 +24,24 @@ class Row:
     task: str
     contestant: str
     seconds: Spread  # of one call
-    ratio: Spread | None  # eager's time over this one's, paired by round; None without eager
+    ratio: Spread | None  # the base's time over this one's, paired by round; None without a base
     peak_gflops: float  # of the machine with as many threads, measured beside it; nan if unknown
     rounds: int
+    base: str = "eager"  # the contestant that all are compared with
+    input: str = "random"  # what it was fed, see inputs.py
 
     @property
     def gflops(self) -> float:
         return self.shape.flops(self.task) / self.seconds.median / 1e9
 
 
-COLUMNS = (
-    f"{'shape':<15} {'network':<19} {'task':<16} {'contestant':<11} {'median µs':>10} "
-    f"{'p10–p90':>19} {'× eager':>7} {'p10–p90':>11} {'GFLOP/s':>8} {'of peak':>7} {'rounds':>6}"
-)
+def columns(base: str) -> str:
+    """What stands above the lines of rows with this base."""
+    return (
+        f"{'shape':<15} {'network':<19} {'task':<16} {'contestant':<11} {'median µs':>10} "
+        f"{'p10–p90':>19} {f'× {base}':>12} {'p10–p90':>11} {'GFLOP/s':>8} {'of peak':>7} "
+        f"{'rounds':>6}"
+    )
 
 
 def network_label(shape: Shape) -> str:
@@ -46,16 +51,16 @@ def network_label(shape: Shape) -> str:
 
 
 def line(row: Row) -> str:
-    """The row under :data:`COLUMNS`."""
+    """The row under :func:`columns`."""
     digits = 1 if row.seconds.median < 1e-3 else 0
     low, median, high = (f"{s * 1e6:.{digits}f}" for s in row.seconds)
-    ratio = f"{row.ratio.median:7.2f}" if row.ratio else f"{'–':>7}"
+    ratio = f"{row.ratio.median:.2f}" if row.ratio else "–"
     ratios = f"{row.ratio.low:.2f}–{row.ratio.high:.2f}" if row.ratio else "–"
     peak = "–" if math.isnan(row.peak_gflops) else f"{row.gflops / row.peak_gflops:.0%}"
     return (
         f"{row.shape.name:<15} {network_label(row.shape):<19} {row.task:<16} {row.contestant:<11} "
-        f"{median:>10} {f'{low}–{high}':>19} {ratio} {ratios:>11} {row.gflops:8.1f} {peak:>7} "
-        f"{row.rounds:6}"
+        f"{median:>10} {f'{low}–{high}':>19} {ratio:>12} {ratios:>11} {row.gflops:8.1f} "
+        f"{peak:>7} {row.rounds:6}"
     )
 
 
@@ -110,9 +115,11 @@ def fields(row: Row) -> dict[str, Any]:
         "shape": row.shape.name,
         "network": row.shape.network,
         "batch": row.shape.batch,
+        "input": row.input,
         "task": row.task,
         "contestant": row.contestant,
         **{f"us_{k}": f"{v * 1e6:.4g}" for k, v in row.seconds._asdict().items()},
+        "base": row.base,
         **{f"ratio_{k}": f"{v:.4f}" for k, v in ratio._asdict().items()},
         "gflops": f"{row.gflops:.4g}",
         "peak_gflops": f"{row.peak_gflops:.4g}",
@@ -130,13 +137,13 @@ def write_csv(path: str, rows: Sequence[Row]) -> None:
 
 
 def write_plot(path: str, rows: Sequence[Row]) -> None:
-    """The ratios to eager as bars with their spread, a panel per task."""
+    """The ratios to the base as bars with their spread, a panel per task."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bars = [(r, r.ratio) for r in rows if r.ratio and r.contestant != "eager"]
+    bars = [(r, r.ratio) for r in rows if r.ratio and r.contestant != r.base]
     tasks = list(dict.fromkeys(r.task for r, _ in bars)) or ["nothing to compare"]
     names = list(dict.fromkeys(r.contestant for r, _ in bars))
     shapes = list(dict.fromkeys(r.shape.name for r, _ in bars))
@@ -155,7 +162,7 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
                 label=name,
             )
         axis.axvline(1, color="black", linewidth=1)
-        axis.set(title=task, xlabel="times faster than eager")
+        axis.set(title=task, xlabel=f"times faster than {rows[0].base}")
         axis.set_yticks([k + 0.5 - 1 / (len(names) + 1) for k in range(len(shapes))], shapes)
     if len(names) > 1:
         axes[0][0].legend()

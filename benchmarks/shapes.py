@@ -25,6 +25,7 @@ class Shape:
     name: str
     sizes: tuple[int, ...]  # features: input, hidden ..., output
     batch: int  # rows of the input
+    input: str = "random"  # what the rows hold: random, mnist, mnist-raw or onehot; see inputs.py
 
     @property
     def network(self) -> str:
@@ -57,6 +58,13 @@ SHAPES = (
     Shape("named", "small-32", (64, 256, 256, 8), 32),
     Shape("named", "tiny-1", (64, 64, 64, 4), 1),
     Shape("named", "large-1024", (1024,) * 5, 1024),
+    # torch takes several times as long at width 46 as at 45 (pytorch#144633); time should follow
+    # work.
+    *(Shape("width", f"width-{n}", (784, n, 10), 128) for n in (45, 46)),
+    # Inputs of which most is background or zero.
+    Shape("sparse", "mnist-50", (784, 300, 10), 50, "mnist"),
+    Shape("sparse", "mnist-raw-50", (784, 300, 10), 50, "mnist-raw"),
+    Shape("sparse", "onehot-64", (1000, 128, 10), 64, "onehot"),
     *_grid(),
 )
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+import check
+import inputs
 import peers
 import report
 import torch
-from check import fault
 from harness import QUICK, Effort, Spread, measure, speedup
 from report import Row
 from shapes import Shape, select
+
+BASES = ("lecture", "eager", "fastmlp")
+OURS = ("train_step", "fastmlp")  # who should nowhere be slower than the base
+AGAIN = 4  # times the rounds, and the budget, where a first measurement leaves it open
 
 
 def common_options(description: str | None) -> argparse.ArgumentParser:
@@ -58,14 +64,30 @@ def add_shapes(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def network_options(
-    description: str | None, shapes: str, tasks: Sequence[str], contestants: Sequence[str]
+    description: str | None,
+    shapes: str,
+    tasks: Sequence[str],
+    contestants: Sequence[str],
+    known: Iterable[str] = peers.PEERS,
 ) -> argparse.ArgumentParser:
-    """:func:`common_options` and those of a benchmark of networks; the arguments are defaults."""
+    """:func:`common_options` and those of a benchmark of networks; the arguments are defaults.
+
+    Args:
+        known: all contestants there are.
+    """
     parser = common_options(description)
     add_shapes(parser, shapes)
     add = partial(parser.add_argument, help="default: %(default)s")
     add("--tasks", type=partial(names, tasks), default=",".join(tasks), metavar="TASK,…")
-    add("--peers", type=partial(names, [*peers.PEERS]), default=",".join(contestants), metavar="…")
+    add("--peers", type=partial(names, [*known]), default=",".join(contestants), metavar="…")
+    parser.add_argument(
+        "--base", choices=[*known], metavar="NAME",
+        help="whom all are compared with; takes part in any case (default: the first of "
+        f"{', '.join(BASES)} that does)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="of MNIST, IDX or PNG, for the shapes mnist-*"
+    )
     parser.add_argument("--csv", metavar="FILE", help="write the rows there too")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios; needs matplotlib")
     return parser
@@ -83,72 +105,99 @@ def fma_peak(threads: int) -> float:
     return max(_C.fma_peak(0.005, threads, "float32") for _ in range(5))
 
 
+def undecided(row: Row) -> bool:
+    """Whether the row's spread leaves open if one of ours is slower."""
+    mine = row.contestant in OURS and row.contestant != row.base
+    return mine and row.ratio is not None and row.ratio.low <= 1 <= row.ratio.high
+
+
 class Suite:
     """Measures shapes one after another.
 
     Attributes:
+        known: the contestants there are, by name.
+        base: whom all are compared with.
         rows: all that was measured.
         refused: a line for each contestant that computed something wrong and so was not timed.
     """
 
+    known: Mapping[str, peers.Make] = peers.PEERS
+
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.effort = effort(options)
+        wanted = options.peers
+        self.base = options.base or next((b for b in BASES if b in wanted), wanted[0])
+        self.peers = list(dict.fromkeys([*wanted, self.base]))
         self.rows: list[Row] = []
         self.refused: list[str] = []
         torch.set_num_threads(options.threads)
 
-    def _admitted(self, problem: peers.Problem) -> dict[str, Callable[[], object]]:
-        """The calls of the contestants whose results are right."""
-        calls = {}
-        for contestant in peers.contestants(self.options.peers, problem, self.options.threads):
+    def fault(self, problem: peers.Problem, results: peers.Results) -> str | None:
+        """What is wrong with a contestant's results, on one line; None: nothing."""
+        return check.fault(problem, results)
+
+    def _admitted(self, problem: peers.Problem) -> list[peers.Contestant]:
+        """The contestants whose results are right."""
+        admitted = []
+        threads = self.options.threads
+        for contestant in peers.contestants(self.peers, self.known, problem, threads):
             with torch.set_grad_enabled(problem.task != "forward"):
-                wrong = fault(problem, contestant.results())
+                wrong = self.fault(problem, contestant.results())
             if wrong is None:
-                calls[contestant.name] = contestant.run
+                admitted.append(contestant)
             else:
                 where = f"{contestant.name}, {problem.task} of {problem.shape.name}"
                 self.refused.append(f"refused {where}: {wrong}")
                 print(self.refused[-1], flush=True)
-        return calls
+        return admitted
 
     def _measure(
-        self, shape: Shape, task: str, calls: dict[str, Callable[[], object]], effort: Effort
+        self, problem: peers.Problem, contestants: list[peers.Contestant], effort: Effort
     ) -> list[Row]:
+        shape, task = problem.shape, problem.task
         before = fma_peak(self.options.threads)
-        samples = measure(calls, effort, grad=task != "forward")
+        times = measure({c.name: c.run for c in contestants}, effort, grad=task != "forward")
+        samples = {c.name: [s / c.repeats for s in times[c.name]] for c in contestants}
         peak = max(before, fma_peak(self.options.threads))
-        eager = samples.get("eager")
-        rows = [
-            Row(shape, task, name, Spread.of(s), speedup(eager, s) if eager else None, peak, len(s))
-            for name, s in samples.items()
-        ]
+        base, input = samples.get(self.base), inputs.note(shape, problem.data_dir)
+        rows = []
+        for name, mine in samples.items():
+            ratio = speedup(base, mine) if base else None
+            rounds = len(mine)
+            rows.append(
+                Row(shape, task, name, Spread.of(mine), ratio, peak, rounds, self.base, input)
+            )
         for row in rows:
             print(report.line(row), flush=True)
         return rows
 
     def run(
-        self, again: Callable[[list[Row]], bool] = lambda rows: False, more: Effort | None = None
+        self, again: Callable[[Row], bool] = lambda row: False, more: Effort | None = None
     ) -> int:
         """Check, time and print every shape and task that the options ask for.
 
         Args:
-            again: whether these rows of one shape and task have to be measured once more, ...
+            again: whether this row, with those of the same shape and task, has to be measured once
+                more, ...
             more: ... with this effort; the new rows then replace them.
 
         Returns:
             the exit status: 1 when a contestant was refused.
         """
         print(report.describe_machine())
-        print(report.COLUMNS, flush=True)
+        print(report.columns(self.base), flush=True)
         for shape in self.options.shapes:
+            if shape.input != "random":
+                print(f"{shape.name}: {inputs.note(shape, self.options.data_dir)}", flush=True)
             for task in self.options.tasks:
-                calls = self._admitted(peers.Problem(shape, task))
-                if not calls:
+                problem = peers.Problem(shape, task, self.options.data_dir)
+                contestants = self._admitted(problem)
+                if not contestants:
                     continue
-                rows = self._measure(shape, task, calls, self.effort)
-                if again(rows):
-                    rows = self._measure(shape, task, calls, more or self.effort)
+                rows = self._measure(problem, contestants, self.effort)
+                if any(map(again, rows)):
+                    rows = self._measure(problem, contestants, more or self.effort)
                 self.rows += rows
         if self.options.csv and self.rows:
             report.write_csv(self.options.csv, self.rows)
@@ -157,3 +206,32 @@ class Suite:
         for line in self.refused:
             print(line, file=sys.stderr)
         return 1 if self.refused else 0
+
+    def search(self) -> int:
+        """:meth:`run`, with a summary of where one of ours is slower than the base.
+
+        A row whose spread includes 1 is measured again, :data:`AGAIN` times as long, before it
+        counts as a loss.
+
+        Returns:
+            the exit status: 1 when a row is a loss or a contestant was refused.
+        """
+        effort = self.effort
+        status = self.run(
+            undecided,
+            effort._replace(rounds=AGAIN * effort.rounds, budget_s=AGAIN * effort.budget_s),
+        )
+        ours = [row for row in self.rows if row.contestant in OURS and row.contestant != self.base]
+        ratios = [(row.ratio, row) for row in ours if row.ratio]
+        losses = [row for ratio, row in ratios if ratio.median < 1]
+        if ratios:
+            medians = [ratio.median for ratio, _ in ratios]
+            print(
+                f"\n{len(ratios)} rows: ratio to {self.base} {min(medians):.2f} at least, "
+                f"{statistics.geometric_mean(medians):.2f} in the geometric mean"
+            )
+        certain = sum(ratio.high < 1 for ratio, _ in ratios)
+        print(f"{len(losses)} below 1.0, {certain} of them with their whole spread")
+        for row in losses:
+            print(report.line(row))
+        return 1 if losses else status

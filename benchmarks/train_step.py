@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import cycle, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import peers
 import report
-import shapes
 import torch
+from check import Trained
 from peers import Contestant, Problem, Results
-from shapes import Shape
-from suite import Suite, add_shapes, common_options, names
+from shapes import select
+from suite import Suite, network_options
 from torch import Tensor, nn
 
-# torch takes several times as long at width 46 as at 45 (pytorch#144633); time should follow work.
-WIDTHS = tuple(Shape("width", f"width-{n}", (784, n, 10), 128) for n in (45, 46))
-shapes.SHAPES += WIDTHS
+if TYPE_CHECKING:
+    from fastmlp import TrainStep
 
 Batch = tuple[Tensor, Tensor]  # input (batch, in), classes (batch,)
 POOL, POOL_BYTES = 64, 2**26  # inputs, as many as there is room for
@@ -43,19 +42,18 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's defaults
 
 
 @lru_cache(maxsize=1)
-def pool(shape: Shape) -> tuple[list[Tensor], list[Tensor]]:
+def pool(problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs and labels, from which batches are drawn in turn; the same numbers in every run."""
-    generator = torch.Generator().manual_seed(1)
+    generator, shape = torch.Generator().manual_seed(1), problem.shape
     count = max(2, min(POOL, POOL_BYTES // (4 * shape.batch * shape.sizes[0])))
-    size = (shape.batch, shape.sizes[0])
-    inputs = [torch.randn(size, generator=generator) for _ in range(count)]
-    high = shape.sizes[-1]
-    return inputs, [torch.randint(high, size[:1], generator=generator) for _ in range(LABELS)]
+    inputs = [problem.draw(generator) for _ in range(count)]
+    size, high = (shape.batch,), shape.sizes[-1]
+    return inputs, [torch.randint(high, size, generator=generator) for _ in range(LABELS)]
 
 
-def batches(shape: Shape) -> Iterator[Batch]:
+def batches(problem: Problem) -> Iterator[Batch]:
     """Without end."""
-    inputs, labels = pool(shape)
+    inputs, labels = pool(problem)
     return zip(cycle(inputs), cycle(labels))
 
 
@@ -102,7 +100,7 @@ def loop(model: nn.Module, task: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _loop(name: str, model: nn.Module, problem: Problem) -> Contestant:
     step = loop(model, problem.task)
-    return contestant(name, step, batches(problem.shape), lambda: parameters_of(model))
+    return contestant(name, step, batches(problem), lambda: parameters_of(model))
 
 
 def eager(problem: Problem, threads: int) -> Contestant:
@@ -114,19 +112,21 @@ def fastmlp(problem: Problem, threads: int) -> Contestant:
 
 
 def compiled(problem: Problem, threads: int) -> Contestant:
-    torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
-    model = problem.network()
-    model.compile()
-    return _loop("compile", model, problem)
+    return _loop("compile", peers.compiled_network(problem), problem)
+
+
+def whole(model: nn.Module, task: str) -> TrainStep:
+    """The step of :func:`loop` in one call."""
+    from fastmlp import TrainStep
+
+    assert isinstance(model, nn.Sequential)
+    return TrainStep(model, nn.CrossEntropyLoss(), optimizer_of(model, task))
 
 
 def train_step(problem: Problem, threads: int) -> Contestant:
-    from fastmlp import TrainStep
-
     model = peers.fastmlp_network(problem)
-    assert isinstance(model, nn.Sequential)
-    step = TrainStep(model, nn.CrossEntropyLoss(), optimizer_of(model, problem.task))
-    return contestant("train_step", step, batches(problem.shape), lambda: parameters_of(model))
+    step = whole(model, problem.task)
+    return contestant("train_step", step, batches(problem), lambda: parameters_of(model))
 
 
 def jax(problem: Problem, threads: int) -> Contestant:
@@ -167,11 +167,11 @@ def jax(problem: Problem, threads: int) -> Contestant:
     update = {"sgd": sgd, "adam": adam}[problem.task]
     state = () if problem.task == "sgd" else (jnp.zeros(()), zeros, jax.tree.map(jnp.copy, zeros))
 
-    def whole(parameters: Any, state: Any, x: Any, y: Any) -> Any:
+    def train(parameters: Any, state: Any, x: Any, y: Any) -> Any:
         value, gradients = jax.value_and_grad(mean_loss)(parameters, x, y)
         return value, *update(parameters, gradients, state)
 
-    jitted = jax.jit(whole, donate_argnums=(0, 1))
+    jitted = jax.jit(train, donate_argnums=(0, 1))
 
     def step(x: Any, y: Any) -> Any:
         nonlocal parameters, state
@@ -181,11 +181,11 @@ def jax(problem: Problem, threads: int) -> Contestant:
     def now() -> Results:
         return peers.named([np.array(a).T for layer in parameters for a in layer])
 
-    inputs, labels = ([jnp.asarray(t.numpy()) for t in side] for side in pool(problem.shape))
+    inputs, labels = ([jnp.asarray(t.numpy()) for t in side] for side in pool(problem))
     return contestant("jax", step, zip(cycle(inputs), cycle(labels)), now)
 
 
-CONTESTANTS: dict[str, Callable[[Problem, int], Contestant]] = {
+CONTESTANTS: dict[str, peers.Make] = {
     "train_step": train_step,
     "fastmlp": fastmlp,
     "eager": eager,
@@ -195,70 +195,36 @@ CONTESTANTS: dict[str, Callable[[Problem, int], Contestant]] = {
 
 # The check ----------------------------------------------------------------------------------------
 
-# Of the length of the steps, in the Euclidean norm, beside twice what rounding does to eager. Adam
-# divides each gradient by its own size, so that anything may come of one within rounding of 0, and
-# those of the first layers of large-1024 are all so small.
-TOLERANCE = 0.01
-
 
 @lru_cache(maxsize=1)
-def expected(problem: Problem) -> tuple[Results, dict[str, float]]:
-    """The parameters after the steps that are checked, and how far from them others may be."""
+def expected(problem: Problem) -> Trained:
+    """Where the steps that are checked have to end."""
 
     def trained(dtype: torch.dtype, steps: int) -> Results:
         model = problem.network().to(dtype)
         step = loop(model, problem.task)
-        for x, y in islice(batches(problem.shape), steps):
+        for x, y in islice(batches(problem), steps):
             step(x.to(dtype), y)
         return parameters_of(model)
 
-    def distance(a: Results, b: Results) -> dict[str, float]:
-        return {name: float(np.linalg.norm(a[name] - b[name])) for name in a}
-
-    exact = trained(torch.float64, STEPS)
-    change = distance(exact, trained(torch.float64, 0))
-    rounding = distance(exact, trained(torch.float32, STEPS))
-    return exact, {name: TOLERANCE * change[name] + 2 * rounding[name] for name in exact}
-
-
-def fault(problem: Problem, results: Results) -> str | None:
-    """What is wrong with the parameters after the steps, on one line; None: nothing."""
-    exact, limits = expected(problem)
-    if set(results) != set(exact):
-        return f"results {sorted(results)}, expected {sorted(exact)}"
-    for name, want in exact.items():
-        if results[name].shape != want.shape:
-            return f"{name}: shape {results[name].shape}, expected {want.shape}"
-        off = float(np.linalg.norm(results[name] - want))
-        if not off <= limits[name]:  # a NaN is wrong too
-            return f"{name}: off by {off:.3g} in the Euclidean norm, {limits[name]:.3g} allowed"
-    return None
+    return Trained.of(
+        trained(torch.float64, 0), trained(torch.float64, STEPS), trained(torch.float32, STEPS)
+    )
 
 
 class StepSuite(Suite):
     """The same measurement with this script's contestants and check."""
 
-    def _admitted(self, problem: Problem) -> dict[str, Callable[[], object]]:
-        calls = {}
-        for name in self.options.peers:
-            where = f"{name}, {problem.task} of {problem.shape.name}"
-            try:
-                one = CONTESTANTS[name](problem, self.options.threads)
-            except ImportError as reason:
-                print(f"skipped {where}: {reason}", flush=True)
-                continue
-            if (wrong := fault(problem, one.results())) is None:
-                calls[name] = one.run
-            else:
-                self.refused.append(f"refused {where}: {wrong}")
-                print(self.refused[-1], flush=True)
-        return calls
+    known = CONTESTANTS
+
+    def fault(self, problem: Problem, results: Results) -> str | None:
+        return expected(problem).fault(results)
 
 
 def cliffs(rows: list[report.Row]) -> Iterator[str]:
     """How much longer each contestant takes for one more unit, beside how much more work it is."""
     times = {(r.shape.name, r.task, r.contestant): r.seconds.median for r in rows}
-    narrow, wide = WIDTHS
+    narrow, wide = select("width")
     work = wide.flops("step") / narrow.flops("step")
     for (shape, task, name), seconds in times.items():
         if shape == wide.name and (narrow.name, task, name) in times:
@@ -267,16 +233,12 @@ def cliffs(rows: list[report.Row]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = common_options(__doc__)
-    add_shapes(parser, "lecture-50,small-32,tiny-1,large-1024,width-*")
-    add = partial(parser.add_argument, help="default: %(default)s")
-    default = "train_step,fastmlp,eager,jax"  # torch.compile's compiles take minutes
-    add("--tasks", type=partial(names, [*OPTIMIZERS]), default="sgd,adam", metavar="TASK,…")
-    add("--peers", type=partial(names, [*CONTESTANTS]), default=default, metavar="…")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows there too")
-    parser.add_argument("--plot", metavar="FILE", help="draw the ratios; needs matplotlib")
+    contestants = ("train_step", "fastmlp", "eager", "jax")  # torch.compile compiles for minutes
+    shapes = "lecture-50,small-32,tiny-1,large-1024,width,sparse"
+    parser = network_options(__doc__, shapes, [*OPTIMIZERS], contestants, CONTESTANTS)
     suite = StepSuite(parser.parse_args())
-    status = suite.run()
+    of_the_grid = any(shape.group == "grid" for shape in suite.options.shapes)
+    status = suite.search() if of_the_grid else suite.run()
     for line in cliffs(suite.rows):
         print(line)
     return status

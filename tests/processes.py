@@ -1,10 +1,13 @@
-"""Programs run in another process."""
+"""Programs run in another process, and work done on another thread."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,34 @@ def output(program: str, timeout: float = 120, **environment: str | None) -> str
     done = run(program, timeout, **environment)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def lets_others_run(work: Callable[[], object]) -> bool:
+    """Whether this thread gets to run while another one is at this work.
+
+    The interpreter would take the GIL from a thread after its switch interval. That is set far
+    beyond the test's time, so this thread wakes only if the work lets go of it by itself.
+    """
+    started = threading.Event()
+    working = False
+
+    def do() -> None:
+        nonlocal working
+        working = True
+        started.set()
+        try:
+            work()
+        finally:
+            working = False
+
+    before = sys.getswitchinterval()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            sys.setswitchinterval(1000)
+            done = pool.submit(do)
+            started.wait()
+            seen = working
+        finally:
+            sys.setswitchinterval(before)
+        done.result()  # raises what the work raised
+    return seen

@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import itertools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_files import mnist_folder, needs_mnist, random_images, write_idx
 from torch.utils.data import TensorDataset
 
 import fastmlp
@@ -27,8 +29,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts, not a package
 
 import check  # noqa: E402
-import grid  # noqa: E402
+import fit  # noqa: E402
 import harness  # noqa: E402
+import inputs  # noqa: E402
 import loader  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
@@ -97,7 +100,8 @@ def test_a_missing_peer_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    found = list(peers.contestants(["onnxruntime", "eager"], peers.Problem(TINY, "forward"), 1))
+    problem = peers.Problem(TINY, "forward")
+    found = list(peers.contestants(["onnxruntime", "eager"], peers.PEERS, problem, 1))
     assert [c.name for c in found] == ["eager"]
     assert capsys.readouterr().out.startswith("skipped onnxruntime, forward of tiny-1: ")
 
@@ -189,8 +193,11 @@ def test_grid_measures_again_what_is_undecided(
     time_s = harness.Spread(1e-3, 2e-3, 3e-3)
     ratio = harness.Spread(*ratios) if ratios else None
     row = report.Row(TINY, "forward", "fastmlp", time_s, ratio, 100.0, 3)
-    assert grid.undecided(row) == expected
-    assert not grid.undecided(dataclasses.replace(row, contestant="eager"))
+    assert suite.undecided(row) == expected
+    assert not suite.undecided(dataclasses.replace(row, contestant="eager"))
+    assert not suite.undecided(dataclasses.replace(row, base="fastmlp"))
+    other = dataclasses.replace(row, contestant="train_step", base="fastmlp")
+    assert suite.undecided(other) == expected
 
 
 @pytest.mark.parametrize("wrong", ["--shapes=none", "--peers=numpy", "--tasks=sleep"])
@@ -394,25 +401,237 @@ def test_train_step_benchmark_runs(tmp_path: Path) -> None:
 
 def test_train_step_benchmark_asks_jax_for_the_same() -> None:
     pytest.importorskip("jax")
-    run("train_step.py", "--quick", "--shapes", "b3-w8-d3", "--peers", "jax")  # else exits with 1
+    printed = run("train_step.py", "--quick", "--shapes", "b3-w8-d3", "--peers", "jax").stdout
+    rows = [line.split() for line in printed.splitlines() if line.startswith("b3-w8-d3")]
+    assert [row[2:4] for row in rows] == [["sgd", "jax"], ["adam", "jax"]]
 
 
 @pytest.mark.parametrize("task", ["sgd", "adam"])
 def test_train_step_benchmark_finds_wrong_steps(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = peers.Problem(TINY, task)
     right = train_step.CONTESTANTS["train_step"](problem, 1).results()
-    assert train_step.fault(problem, right) is None
+    expected = train_step.expected(problem)
+    assert expected.fault(right) is None
+    assert "expected" in str(expected.fault({}))
     for name, array in right.items():
-        for wrong in (array * np.float32(1.05), np.where(array == array.max(), np.nan, array)):
-            assert str(train_step.fault(problem, right | {name: wrong})).startswith(name)
+        for wrong in (
+            array * np.float32(1.05),
+            np.where(array == array.max(), np.nan, array),
+            array[:-1],
+        ):
+            assert str(expected.fault(right | {name: wrong})).startswith(name)
     monkeypatch.setitem(train_step.RATES, task, 1.1 * train_step.RATES[task])
     wrong = train_step.CONTESTANTS["train_step"](problem, 1).results()
-    assert "off by" in str(train_step.fault(problem, wrong))
+    assert "off by" in str(expected.fault(wrong))
 
 
 def test_train_step_benchmark_draws_every_pair() -> None:
     """All inputs with all labels, none twice before that."""
-    inputs, labels = train_step.pool(TINY)
-    pairs = len(inputs) * len(labels)
-    seen = {(id(x), id(y)) for x, y in itertools.islice(train_step.batches(TINY), pairs)}
+    problem = peers.Problem(TINY, "sgd")
+    rows, labels = train_step.pool(problem)
+    pairs = len(rows) * len(labels)
+    seen = {(id(x), id(y)) for x, y in itertools.islice(train_step.batches(problem), pairs)}
     assert len(seen) == pairs
+
+
+def test_train_step_benchmark_searches_the_grid() -> None:
+    """Against the drop-in module where eager takes no part."""
+    options = ["--shapes", "b3-w8-d3,b17-w17-d3", "--peers", "train_step,fastmlp", "--tasks", "sgd"]
+    # A loss, which ends it with 1, is for quiet machines to find.
+    printed = run("train_step.py", "--quick", *options, "--threads", "1", status=None).stdout
+    assert "× fastmlp" in printed
+    assert re.search(
+        r"\n2 rows: ratio to fastmlp [\d.]+ at least, [\d.]+ in the geometric mean\n"
+        r"[0-2] below 1\.0, [0-2] of them with their whole spread\n",
+        printed,
+    )
+
+
+def test_a_search_counts_the_losses_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And measures again, with more effort, what is undecided."""
+    tiny, small = shapes.select("tiny-1,b3-w8-d3")
+    # By shape: how many times faster than eager each round was, at first and again.
+    faster = {"fastmlp": {tiny: ([0.5, 0.5], []), small: ([0.5, 2], [4, 4])}, "jax": {}}
+    budgets = []
+
+    def measured(
+        self: suite.Suite, problem: peers.Problem, contestants: Any, effort: harness.Effort
+    ) -> list[report.Row]:
+        budgets.append(effort.budget_s)
+        again = effort != self.effort
+        rows = []
+        for name, ratios in faster.items():
+            ratio = harness.Spread.of(ratios.get(problem.shape, ([0.1], [0.1]))[again])
+            rows.append(report.Row(problem.shape, problem.task, name, ratio, ratio, 1.0, 2))
+        return rows
+
+    monkeypatch.setattr(suite.Suite, "_measure", measured)
+    options = suite.network_options(
+        "test", "tiny-1,b3-w8-d3", ("forward",), ("fastmlp", "eager")
+    ).parse_args(["--quick"])
+    assert suite.Suite(options).search() == 1
+    quick = harness.QUICK.budget_s
+    assert budgets == [quick, quick, suite.AGAIN * quick]
+    printed = capsys.readouterr().out
+    assert "2 rows: ratio to eager 0.50 at least, 1.41 in the geometric mean" in printed
+    assert "1 below 1.0, 1 of them with their whole spread" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "base", "taking_part"),
+    [
+        ([], "eager", ["fastmlp", "jax", "eager"]),
+        (["--peers", "jax,fastmlp"], "fastmlp", ["jax", "fastmlp"]),
+        (["--peers", "jax"], "jax", ["jax"]),
+        (["--peers", "fastmlp,eager", "--base", "jax"], "jax", ["fastmlp", "eager", "jax"]),
+    ],
+)
+def test_whom_all_are_compared_with(
+    arguments: list[str], base: str, taking_part: list[str]
+) -> None:
+    parser = suite.network_options("test", "tiny-1", ("forward",), ("fastmlp", "jax", "eager"))
+    chosen = suite.Suite(parser.parse_args(arguments))
+    assert (chosen.base, chosen.peers) == (base, taking_part)
+
+
+# Inputs that are no random numbers ----------------------------------------------------------------
+
+
+def drawn(name: str, data_dir: str | None = None) -> torch.Tensor:
+    return peers.Problem(shapes.select(name)[0], "sgd", data_dir).x
+
+
+def test_the_stand_in_is_as_sparse_as_mnist() -> None:
+    images, labels = inputs.strokes(2000)
+    assert (images.shape, images.dtype) == ((2000, 28, 28), torch.uint8)
+    assert set(labels.tolist()) == set(range(10))
+    assert 0.18 < (images > 0).float().mean() < 0.21  # of MNIST 0.191
+    again, _ = inputs.strokes(2000)
+    assert torch.equal(images, again)
+
+
+def test_images_are_normalised_as_in_the_lecture() -> None:
+    raw, normalised = drawn("mnist-raw-50"), drawn("mnist-50")
+    assert raw.shape == normalised.shape == (50, 784)
+    assert raw.dtype == normalised.dtype == torch.float32
+    assert (raw.min(), raw.max()) == (0, 1)
+    torch.testing.assert_close(normalised, (raw - 0.1307) / 0.3081)
+    background = normalised[raw == 0]
+    assert len(background) > raw.numel() / 2
+    assert background.unique().numel() == 1
+
+
+def test_images_come_from_the_folder(tmp_path: Path) -> None:
+    images, labels = random_images(30, 28, 28)
+    write_idx(tmp_path, images, labels, train=True)
+    known = {row.numpy().tobytes() for row in images.view(30, 784)}
+    rows = drawn("mnist-raw-50", str(tmp_path)).mul(255).round().to(torch.uint8)
+    assert {row.numpy().tobytes() for row in rows} <= known
+    assert len({row.numpy().tobytes() for row in rows}) > 15  # of 30, drawn 50 times
+
+
+def test_a_folder_that_will_not_do_is_named_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=re.escape(f"{tmp_path}: neither train-images")):
+        drawn("mnist-50", str(tmp_path))
+    write_idx(tmp_path, *random_images(30, 4, 6), train=True)
+    with pytest.raises(SystemExit, match="images of 4×6 pixels, not of 784"):
+        drawn("mnist-50", str(tmp_path))
+
+
+def test_one_hot_features() -> None:
+    x = drawn("onehot-64")
+    assert x.shape == (64, 1000)
+    assert torch.equal(x.view(64, 20, 50).sum(2), torch.ones(64, 20))
+    assert set(x.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("task", ["forward+backward", "step"])
+@pytest.mark.parametrize("name", ["mnist-50", "mnist-raw-50", "onehot-64"])
+def test_results_on_sparse_inputs_pass(name: str, task: str) -> None:
+    problem = peers.Problem(shapes.select(name)[0], task)
+    assert check.fault(problem, peers.fastmlp(problem, 1).results()) is None
+
+
+def test_train_step_benchmark_runs_on_sparse_inputs(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    options = ["--quick", "--shapes", "sparse", "--peers", "train_step,fastmlp,eager"]
+    printed = run("train_step.py", *options, "--csv", str(file)).stdout
+    assert "\nmnist-50: strokes in the place of MNIST, normalised, " in printed
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert len(table) == 3 * 2 * 3
+    assert {row["shape"]: row["input"].split(",")[0] for row in table} == {
+        "mnist-50": "strokes in the place of MNIST",
+        "mnist-raw-50": "strokes in the place of MNIST",
+        "onehot-64": "one-hot features",
+    }
+
+
+@needs_mnist
+def test_train_step_benchmark_reads_mnist() -> None:
+    options = ["--shapes", "mnist-50", "--peers", "train_step", "--tasks", "sgd"]
+    printed = run("train_step.py", "--quick", *options, "--data-dir", str(mnist_folder())).stdout
+    assert "mnist-50: images of --data-dir, normalised, 19.1% drawn on" in printed
+
+
+# Whole epochs -------------------------------------------------------------------------------------
+
+EPOCH = peers.Problem(shapes.select("mnist-50")[0], "sgd")
+
+
+def test_fit_benchmark_runs(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    printed = run("fit.py", "--quick", "--threads", "1", "--csv", str(file)).stdout
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert [row["contestant"] for row in table] == ["lecture", "fastmlp", "train_step", "fit"]
+    for row in table:
+        assert row["base"] == "lecture"
+        assert row["threads"] == "1"
+        assert row["isa"] == fastmlp.get_isa()
+        assert 0 < float(row["us_low"]) <= float(row["us_median"]) <= float(row["us_high"])
+        assert float(row["ratio_median"]) > 0
+        # What the last lines make of the time of a batch: 200 of 50 rows.
+        line = rf"mnist-50, {row['contestant']}: ([\d.]+) s for all 10,000 rows"
+        assert (found := re.search(line, printed)) is not None
+        assert float(found[1]) == pytest.approx(200e-6 * float(row["us_median"]), abs=0.006)
+
+
+def test_fit_benchmark_refuses_what_it_cannot_train_on() -> None:
+    done = run("fit.py", "--quick", "--shapes", "small-32", status=2)
+    assert "fit.py: error: argument --shapes: small-32" in done.stderr
+    done = run("fit.py", "--quick", "--batches", "0", status=2)
+    assert "fit.py: error: argument --batches: 0" in done.stderr
+
+
+@pytest.mark.parametrize("name", fit.CONTESTANTS)
+def test_fit_benchmark_times_a_batch(name: str) -> None:
+    one = fit.contestant(name, 3, EPOCH, 1)
+    assert one.repeats == 3
+    assert fit.expected(EPOCH, 3).fault(one.results()) is None
+
+
+@pytest.mark.parametrize("name", fit.CONTESTANTS)
+@pytest.mark.parametrize("wrong", ["order", "rate", "transform"])
+def test_fit_benchmark_finds_other_trainings(
+    name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fit.expected(EPOCH, 3)
+    if wrong == "order":
+        monkeypatch.setattr(fit, "SEED", fit.SEED + 1)
+    elif wrong == "rate":
+        monkeypatch.setitem(train_step.RATES, "sgd", 1.1 * train_step.RATES["sgd"])
+    else:
+        raw = dataclasses.replace(EPOCH.shape, input="mnist-raw")
+        other = fit.share(dataclasses.replace(EPOCH, shape=raw), 3)
+        monkeypatch.setattr(fit, "share", lambda problem, batches: other)
+    assert "off by" in str(expected.fault(fit.contestant(name, 3, EPOCH, 1).results()))
+
+
+def test_fit_benchmark_takes_a_share_of_the_rows() -> None:
+    whole, part = inputs.images("mnist", None), fit.share(EPOCH, 3)
+    assert len(part) == 150
+    assert len(fit.share(EPOCH, 1000)) == len(whole) == 10_000
+    assert part.labels.unique().numel() == 10  # not the first, which may all be of one class

@@ -226,6 +226,12 @@ class Derived(TensorDataset):
 
 
 class Ungatherable(Tensor):
+    """Refuses as torch does for a kind of tensor that it has no kernel for, like sparse CSR.
+
+    Torch's error, too, is a NotImplementedError, which is a RuntimeError, of many lines. No tensor
+    of such a kind stands here itself: torch may learn to gather from it.
+    """
+
     def index_select(self, *_: Any) -> Tensor:
         raise NotImplementedError("not for this kind\nof tensor")
 

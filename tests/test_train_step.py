@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import sys
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ import pytest
 import torch
 from fused import forced
 from layouts import LAYOUTS, Layout
+from processes import lets_others_run
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -958,32 +957,11 @@ def test_steps_on_several_python_threads() -> None:
 
 
 def test_the_gil_is_released() -> None:
-    """As in test_threads.py: no switch is forced, so only a step that lets go lets others run."""
     model = FusedMLP([1024] * 9)
     step = TrainStep(model, nn.MSELoss(), SGD(model.parameters(), 0.01))
     x = torch.randn(1024, 1024)
     step(x[:1], x[:1])
-    started = threading.Event()
-    working = False
-
-    def work() -> None:
-        nonlocal working
-        working = True
-        started.set()
-        step(x, x)
-        working = False
-
-    before = sys.getswitchinterval()
-    thread = threading.Thread(target=work)
-    try:
-        sys.setswitchinterval(1000)
-        thread.start()
-        started.wait()
-        seen = working
-    finally:
-        sys.setswitchinterval(before)
-        thread.join()
-    assert seen
+    assert lets_others_run(lambda: step(x, x))
 
 
 # Refused at construction --------------------------------------------------------------------------
