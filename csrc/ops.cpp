@@ -97,7 +97,8 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const
     Operands operands;
     Forward<T> problem = make_forward<T>(arguments, operands);
     place_saved<T>(problem, layout, saved_data<T>(saved), output.mutable_data_ptr<T>());
-    run_pass<cpu::ForwardPass, T>(problem, input.scalar_type());
+    cpu::ForwardPass<T> pass(problem, max_threads());
+    run_pass(pass, input.scalar_type());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return {output, saved};
@@ -149,7 +150,8 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
       problem.gradients[l].weight = allocate(1 + l, weights[l].sizes());
     for (size_t l = 0; l < layers; ++l)
       problem.gradients[l].bias = allocate(1 + layers + l, weights[l].sizes().slice(0, 1));
-    run_pass<cpu::BackwardPass, T>(problem, input.scalar_type());
+    cpu::BackwardPass<T> pass(problem, max_threads());
+    run_pass(pass, input.scalar_type());
   };
   input.scalar_type() == at::kFloat ? run(float()) : run(double());
   return gradients;

@@ -28,12 +28,13 @@ T* saved_data(const at::Tensor& saved) {
   return saved.numel() > 0 ? static_cast<T*>(saved.data_ptr()) : nullptr;
 }
 
-template <template <typename> class Pass, typename T, typename Problem>
-void run_pass(const Problem& problem, at::ScalarType dtype) {
-  Pass<T> pass(problem, max_threads());
+// Returns the workspace, for a pass that is still to be asked for something.
+template <template <typename> class Pass, typename T>
+at::Tensor run_pass(Pass<T>& pass, at::ScalarType dtype) {
   const int64_t elements = pass.workspace_elements();
-  const at::Tensor workspace = elements > 0 ? uninitialized({elements}, dtype) : at::Tensor();
+  at::Tensor workspace = elements > 0 ? uninitialized({elements}, dtype) : at::Tensor();
   pass.run(elements > 0 ? workspace.mutable_data_ptr<T>() : nullptr);
+  return workspace;
 }
 
 }  // namespace fastmlp

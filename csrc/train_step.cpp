@@ -126,6 +126,7 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
   std::vector<int64_t> offsets;  // of the gradients; -1: not written
   offsets.reserve(requested.size());
   int64_t gradient_elements = 0;
+  bool adds_to_weight = false;  // of the first layer
   for (const ParameterUpdate& one : requested) {
     const at::Tensor& parameter = operand(arguments, one.operand);
     TORCH_CHECK(parameter.is_contiguous(),
@@ -144,6 +145,7 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
     offsets.push_back(written ? gradient_elements : -1);
     updates.push_back(update);
     if (written) gradient_elements += cpu::aligned<T>(parameter.numel());
+    if (!written && one.operand == 0) adds_to_weight = true;
   }
 
   const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
@@ -158,7 +160,8 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
   Operands forward_operands;
   Forward<T> forward = make_forward<T>(arguments, forward_operands);
   place_saved<T>(forward, layout, grad_output + outputs, prediction);
-  run_pass<cpu::ForwardPass, T>(forward, dtype);
+  cpu::ForwardPass<T> forward_pass(forward, max_threads(), adds_to_weight);
+  const at::Tensor forward_workspace = run_pass(forward_pass, dtype);
 
   Loss<T> loss;
   const auto pointer = [](const at::Tensor& tensor) {
@@ -188,7 +191,8 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
       if (max_grad_norm > 0) continue;
       (operand < layers ? gradient.weight_update : gradient.bias_update) = &updates[i];
     }
-    run_pass<cpu::BackwardPass, T>(backward, dtype);
+    cpu::BackwardPass<T> backward_pass(backward, max_threads(), &forward_pass);
+    run_pass(backward_pass, dtype);
     if (max_grad_norm > 0) {
       const double scale = cpu::clipping_factor(updates, max_grad_norm, max_threads());
       cpu::apply(updates, scale, max_threads());

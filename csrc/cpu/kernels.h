@@ -60,14 +60,9 @@ struct Kernels {
   // packed[k, n] = source[k, n], zero from n to packed_stride.
   void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                     int64_t packed_stride);
-  // to[n] = from[n] - shift.
-  void (*subtract)(int64_t n, const T* from, T shift, T* to);
-  // The columns, or the rows, of a[rows, n] in which not all elements equal value, in order;
-  // returns their number. NaN equals nothing. The list has room for all; marks: scratch of n
-  // elements.
-  int64_t (*list_columns)(int64_t rows, int64_t n, const T* a, int64_t stride, T value,
-                          int32_t* marks, int32_t* list);
-  int64_t (*list_rows)(int64_t rows, int64_t n, const T* a, int64_t stride, T value, int32_t* list);
+  // marks[n] = x[n] != background, rest[n] = x[n] - background (null: not wanted). NaN differs from
+  // everything.
+  void (*separate)(int64_t n, const T* x, T background, uint8_t* marks, T* rest);
   // to[n] = scale · from[n] + shift.
   void (*convert)(int64_t n, const uint8_t* from, T scale, T shift, T* to);
   // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the

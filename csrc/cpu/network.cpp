@@ -58,12 +58,14 @@ struct ForwardPass<T>::State {
   const Kernels<T>& kernels = active_kernels<T>();
   std::vector<Product<T>> products;
   std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
-  SparseForward<T> sparse;        // of the first layer, in place of its product where that pays
+  SparseInput<T> sparse;          // of the first layer, in place of its product where that pays
+  const bool keeps_weight;
+  T* kept_weight = nullptr;  // of `sparse`
   Buffers<T> buffers;
   int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads = 1;
 
-  State(const Forward<T>& p, int max_threads) : problem(p) {
+  State(const Forward<T>& p, int max_threads, bool keep) : problem(p), keeps_weight(keep) {
     double work = 0;
     for (const auto& layer : problem.layers) {
       work += cost(problem.batch, layer.out_features, layer.in_features);
@@ -72,9 +74,13 @@ struct ForwardPass<T>::State {
     }
     threads = team_size(work, max_threads);
     const Layer<T>& layer = problem.layers[0];
-    sparse = {kernels, problem.batch, layer.out_features, layer.in_features,
-              Matrix<T>{problem.input, problem.input_stride, 1}};
-    buffers.add(sparse.buffer_elements());
+    sparse = {kernels,
+              problem.batch,
+              layer.out_features,
+              layer.in_features,
+              Matrix<T>{problem.input, problem.input_stride, 1},
+              threads};
+    buffers.add(sparse.forward_elements());
     build(nullptr);
   }
 
@@ -95,12 +101,18 @@ struct ForwardPass<T>::State {
     }
     if (!workspace) return;
     buffers.place(workspace + 2 * scratch);
-    sparse.place(workspace + 2 * scratch + buffers.elements(threads));
+    if (!sparse.likely()) return;
+    T* const rest = workspace + 2 * scratch + buffers.elements(threads);
+    sparse.place(rest);
+    if (keeps_weight) kept_weight = rest + sparse.shared_elements();
   }
 
   int64_t workspace_elements() const {
-    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements();
+    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements() +
+           (keeps_weight ? sparse.weight_elements() : 0);
   }
+
+  bool uses_sparse() const { return sparse.likely() && sparse.forward_pays(); }
 
   void work(Member member) {
     if (sparse.likely()) {
@@ -116,9 +128,9 @@ struct ForwardPass<T>::State {
   void compute(size_t l, Member member) {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
-    if (l == 0 && sparse.likely() && sparse.pays()) {
-      sparse.compute(member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias,
-                     buffers.of(member), sums[0],
+    if (l == 0 && uses_sparse()) {
+      sparse.forward(member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias,
+                     kept_weight, buffers.of(member), sums[0],
                      [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
                        const int64_t at = i * layer.out_features + j;
                        activate(rows, columns, sums[0] + at, outputs[0] + at, layer.out_features,
@@ -158,15 +170,16 @@ struct BackwardPass<T>::State {
   std::vector<Product<T>> weight_products, input_products;  // [layer - first]
   std::vector<const T*> grad_sums;                          // dL/dz of each layer
   std::vector<int64_t> grad_sums_stride;
-  SparseGradient<T> sparse;    // of the first layer, in place of its product where that pays
-  T* bias_gradient = nullptr;  // of the first layer, for it: wanted or scratch
+  const SparseInput<T>* sparse = nullptr;  // of the first layer, in place of its product
+  SparseInput<T> own_sparse;               // where forward's is not at hand
+  T* kept_weight = nullptr;                // by forward
   Buffers<T> buffers;
   // dz of three layers at once: one is written and one read for dx, the one above read for dW.
   static constexpr int64_t kScratches = 3;
   int64_t scratch = 0;
   int threads = 1;
 
-  State(const Backward<T>& p, int max_threads)
+  State(const Backward<T>& p, int max_threads, const typename ForwardPass<T>::State* forward)
       : problem(p), layers(static_cast<int64_t>(p.forward.layers.size())) {
     first = 0;
     while (first < layers && !problem.grad_input && !problem.gradients[first].trains_weight() &&
@@ -182,12 +195,28 @@ struct BackwardPass<T>::State {
       scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
     }
     threads = team_size(work, max_threads);
-    if (problem.gradients[0].trains_weight()) {
+    // A plain update needs the weight as forward has kept it.
+    const LayerGradient<T>& gradient = problem.gradients[0];
+    if (forward && forward->sparse.likely()) {
+      sparse = &forward->sparse;
+      if (!gradient.weight && forward->uses_sparse()) kept_weight = forward->kept_weight;
+    } else if (gradient.weight && !forward) {
       const Layer<T>& layer = problem.forward.layers[0];
-      sparse = {kernels, problem.forward.batch, layer.out_features, layer.in_features,
-                Matrix<T>{problem.forward.input, problem.forward.input_stride, 1}};
+      own_sparse = {kernels,
+                    problem.forward.batch,
+                    layer.out_features,
+                    layer.in_features,
+                    Matrix<T>{problem.forward.input, problem.forward.input_stride, 1},
+                    threads};
+      if (own_sparse.likely()) sparse = &own_sparse;
     }
-    buffers.add(sparse.buffer_elements());
+    if (!gradient.weight && !kept_weight) sparse = nullptr;
+    if (sparse) {
+      buffers.add(sparse->gradient_elements());
+      // The row of db, after dz.
+      scratch = std::max(scratch, aligned<T>((problem.forward.batch + 1) *
+                                             problem.forward.layers[0].out_features));
+    }
     build(nullptr);
   }
 
@@ -205,7 +234,8 @@ struct BackwardPass<T>::State {
       const Layer<T>& layer = all[l];
       // The last layer's dL/dz is the incoming gradient itself where there is no activation to go
       // through.
-      const bool given = l + 1 == layers && layer.activation == Activation::identity;
+      const bool given =
+          l + 1 == layers && layer.activation == Activation::identity && !(l == 0 && sparse);
       grad_sums.push_back(given ? problem.grad_output : scratch_of(workspace, l));
       grad_sums_stride.push_back(given ? problem.grad_output_stride : layer.out_features);
       const T* dz = grad_sums.back();
@@ -227,22 +257,21 @@ struct BackwardPass<T>::State {
     }
     if (!workspace) return;
     buffers.place(workspace + kScratches * scratch);
-    if (!sparse.likely()) return;
-    T* const rest = workspace + kScratches * scratch + buffers.elements(threads);
-    sparse.place(rest);
-    bias_gradient =
-        problem.gradients[0].bias ? problem.gradients[0].bias : rest + sparse.shared_elements();
+    if (sparse == &own_sparse)
+      own_sparse.place(workspace + kScratches * scratch + buffers.elements(threads));
   }
 
   int64_t workspace_elements() const {
-    const bool scratch_bias = sparse.likely() && !problem.gradients[0].bias;
-    return kScratches * scratch + buffers.elements(threads) + sparse.shared_elements() +
-           (scratch_bias ? problem.forward.layers[0].out_features : 0);
+    return kScratches * scratch + buffers.elements(threads) + own_sparse.shared_elements();
   }
 
   void work(Member member) {
-    if (sparse.likely()) sparse.scan(member);
-    if (derive_output(member) || sparse.likely()) member.wait();
+    if (sparse == &own_sparse) {
+      own_sparse.scan(member);
+      member.wait();
+    }
+    if (sparse) sparse->scan_features(member);
+    if (derive_output(member) || sparse) member.wait();
     // A layer's weight may change once all members have used it for dx: one layer later.
     for (int64_t l = layers - 1; l >= first; --l) {
       if (needs_input_gradient(l)) compute_input(l, member);
@@ -259,7 +288,7 @@ struct BackwardPass<T>::State {
   // Whether there was anything to do.
   bool derive_output(Member member) {
     const Layer<T>& layer = problem.forward.layers[layers - 1];
-    if (layer.activation == Activation::identity) return false;
+    if (grad_sums.back() == problem.grad_output) return false;
     const int64_t n = layer.out_features, begin = member.begin(problem.forward.batch);
     T* dz = const_cast<T*>(grad_sums.back());  // ours: scratch
     const int64_t rows = member.end(problem.forward.batch) - begin;
@@ -283,21 +312,29 @@ struct BackwardPass<T>::State {
         update(kernels, *gradient.weight_update, 1, i * k + j, rows, columns, k);
     };
     int64_t begin, end;  // the outputs whose bias is this member's
-    if (l == 0 && sparse.likely() && sparse.pays()) {
-      begin = sparse.begin(member), end = sparse.end(member);
-      sparse.compute(member, Matrix<T>{dz, 1, stride}, buffers.of(member), weight_sum(l),
-                     !gradient.weight, weight_scale(l), bias_gradient, weight_done);
+    if (l == 0 && sparse && sparse->gradient_pays()) {
+      begin = sparse->begin(member), end = sparse->end(member);
+      T* const sums = const_cast<T*>(dz) + problem.forward.batch * n;  // ours: scratch
+      if (begin < end) sum_columns(l, begin, end, sums);
+      sparse->gradient(member, Matrix<T>{dz, stride, 1}, kept_weight, weight_scale(l),
+                       buffers.of(member), weight_sum(l),
+                       [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, k); });
+      if (gradient.bias) std::copy(sums + begin, sums + end, gradient.bias + begin);
     } else {
       weight_products[l - first].compute(member, buffers.of(member), buffers.shared(), weight_done);
       const int64_t groups = divide_up(n, kernels.width);
       begin = member.begin(groups) * kernels.width;
       end = std::min(n, member.end(groups) * kernels.width);
-      if (gradient.bias && begin < end)
-        kernels.column_sums(problem.forward.batch, end - begin, dz + begin, stride,
-                            gradient.bias + begin);
+      if (gradient.bias && begin < end) sum_columns(l, begin, end, gradient.bias);
     }
     if (gradient.bias_update && begin < end)
       update(kernels, *gradient.bias_update, 1, begin, 1, end - begin, n);
+  }
+
+  // db
+  void sum_columns(int64_t l, int64_t begin, int64_t end, T* sums) const {
+    kernels.column_sums(problem.forward.batch, end - begin, grad_sums[l - first] + begin,
+                        grad_sums_stride[l - first], sums + begin);
   }
 
   // What dW is written to, or added to by its scale.
@@ -332,8 +369,8 @@ struct BackwardPass<T>::State {
 };
 
 template <typename T>
-ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads)
-    : state_(new State(problem, max_threads)) {}
+ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads, bool keeps_weight)
+    : state_(new State(problem, max_threads, keeps_weight)) {}
 template <typename T>
 ForwardPass<T>::~ForwardPass() = default;
 template <typename T>
@@ -348,8 +385,9 @@ void ForwardPass<T>::run(T* workspace) {
 }
 
 template <typename T>
-BackwardPass<T>::BackwardPass(const Backward<T>& problem, int max_threads)
-    : state_(new State(problem, max_threads)) {}
+BackwardPass<T>::BackwardPass(const Backward<T>& problem, int max_threads,
+                              const ForwardPass<T>* forward)
+    : state_(new State(problem, max_threads, forward ? forward->state_.get() : nullptr)) {}
 template <typename T>
 BackwardPass<T>::~BackwardPass() = default;
 template <typename T>

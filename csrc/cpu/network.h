@@ -11,14 +11,19 @@ namespace fastmlp::cpu {
 // Two steps, so that the caller's allocator provides the scratch memory: construct, then run with a
 // buffer of workspace_elements().
 template <typename T>
+class BackwardPass;
+
+template <typename T>
 class ForwardPass {
  public:
-  ForwardPass(const Forward<T>& problem, int max_threads);
+  // keeps_weight: the backward pass that follows will update the first layer's weight.
+  ForwardPass(const Forward<T>& problem, int max_threads, bool keeps_weight = false);
   ~ForwardPass();
   int64_t workspace_elements() const;
   void run(T* workspace);
 
  private:
+  friend BackwardPass<T>;
   struct State;
   std::unique_ptr<State> state_;
 };
@@ -26,7 +31,9 @@ class ForwardPass {
 template <typename T>
 class BackwardPass {
  public:
-  BackwardPass(const Backward<T>& problem, int max_threads);
+  // forward: the pass before, whose workspace is still there, of this very problem; null: gone.
+  BackwardPass(const Backward<T>& problem, int max_threads,
+               const ForwardPass<T>* forward = nullptr);
   ~BackwardPass();
   int64_t workspace_elements() const;
   void run(T* workspace);

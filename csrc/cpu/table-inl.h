@@ -61,9 +61,7 @@ Kernels<T> make_kernels(const char* isa) {
   table.column_sums = column_sums<T>;
   table.pack_transposed = pack_transposed<T>;
   table.pack_rows = pack_rows<T>;
-  table.subtract = subtract<T>;
-  table.list_columns = list_columns<T>;
-  table.list_rows = list_rows<T>;
+  table.separate = separate<T>;
   table.convert = convert<T>;
   table.softmax = softmax<T>;
   table.sgd = sgd<T>;
