@@ -52,8 +52,18 @@ struct Layer {
   T* sums = nullptr;    // z, where saves_sums(activation) and backward will need it
 };
 
+// The first layer's weight in another layout, for inputs that are mostly one value
+// (cpu/sparse_input.h). A training step's two passes share it, and a loop's steps.
+template <typename T>
+struct KeptWeight {
+  T* panels = nullptr;    // memory of kept_elements()
+  bool newer = false;     // than the weight itself
+  bool may_wait = false;  // the weight may stay older until flush()
+};
+
 template <typename T>
 struct Forward {
+  KeptWeight<T>* kept = nullptr;  // null: none wanted
   int64_t batch = 0;
   const T* input = nullptr;  // [batch, layers[0].in_features], contiguous along features
   int64_t input_stride = 0;

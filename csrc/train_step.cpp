@@ -109,9 +109,17 @@ T* state_of(const at::Tensor& state, const at::Tensor& parameter) {
   return state.mutable_data_ptr<T>();
 }
 
+// The first layer's weight in the layout for inputs that are mostly one value, from step to step.
+template <typename T>
+struct Keep {
+  KeptWeight<T> weight;
+  at::Tensor memory;
+};
+
 template <typename T>
 StepResult run(const Arguments& arguments, const at::Tensor& target, const LossOptions& options,
-               const std::vector<ParameterUpdate>& requested, double max_grad_norm) {
+               const std::vector<ParameterUpdate>& requested, double max_grad_norm, int threads,
+               Keep<T>& keep) {
   const size_t layers = arguments.weights.size();
   const at::ScalarType dtype = arguments.input.scalar_type();
   at::DimVector sizes(arguments.input.sizes());
@@ -160,7 +168,12 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
   Operands forward_operands;
   Forward<T> forward = make_forward<T>(arguments, forward_operands);
   place_saved<T>(forward, layout, grad_output + outputs, prediction);
-  cpu::ForwardPass<T> forward_pass(forward, max_threads(), adds_to_weight);
+  if (adds_to_weight) forward.kept = &keep.weight;
+  cpu::ForwardPass<T> forward_pass(forward, threads);
+  if (forward_pass.kept_elements() > 0 && !keep.memory.defined()) {
+    keep.memory = uninitialized({forward_pass.kept_elements()}, dtype);
+    keep.weight.panels = keep.memory.template mutable_data_ptr<T>();
+  }
   const at::Tensor forward_workspace = run_pass(forward_pass, dtype);
 
   Loss<T> loss;
@@ -174,7 +187,7 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
   loss.positive_weight = pointer(operands.positive_weight);
   loss.classes = operands.classes.defined() ? operands.classes.const_data_ptr<int64_t>() : nullptr;
   loss.ignore_index = options.ignore_index, loss.label_smoothing = options.label_smoothing;
-  const LossResult result = cpu::compute_loss(loss, max_threads());
+  const LossResult result = cpu::compute_loss(loss, threads);
 
   if (!updates.empty()) {
     Backward<T> backward;
@@ -191,11 +204,11 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
       if (max_grad_norm > 0) continue;
       (operand < layers ? gradient.weight_update : gradient.bias_update) = &updates[i];
     }
-    cpu::BackwardPass<T> backward_pass(backward, max_threads(), &forward_pass);
+    cpu::BackwardPass<T> backward_pass(backward, threads, &forward_pass);
     run_pass(backward_pass, dtype);
     if (max_grad_norm > 0) {
-      const double scale = cpu::clipping_factor(updates, max_grad_norm, max_threads());
-      cpu::apply(updates, scale, max_threads());
+      const double scale = cpu::clipping_factor(updates, max_grad_norm, threads);
+      cpu::apply(updates, scale, threads);
     }
     for (const ParameterUpdate& one : requested) {
       const at::Tensor& parameter = operand(arguments, one.operand);
@@ -209,11 +222,63 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
 
 // Rows of uint8 as scale·x + shift.
 template <typename T>
-void convert_rows(const Batches& batches, const int64_t* rows, int64_t count) {
+void convert_rows(const Batches& batches, const int64_t* rows, int64_t count, int threads) {
   cpu::gather<T>(batches.inputs.const_data_ptr<uint8_t>(), batches.inputs.stride(0), rows, count,
                  batches.inputs.size(1), static_cast<T>(batches.scale),
-                 static_cast<T>(batches.shift), batches.buffer.mutable_data_ptr<T>(),
-                 max_threads());
+                 static_cast<T>(batches.shift), batches.buffer.mutable_data_ptr<T>(), threads);
+}
+
+LossOptions for_target(const LossOptions& loss, const at::Tensor& target) {
+  LossOptions options = loss;
+  if (options.kind == LossKind::cross_entropy && at::isFloatingType(target.scalar_type()))
+    options.kind = LossKind::cross_entropy_probabilities;
+  return options;
+}
+
+template <typename T>
+void run_all(const Arguments& arguments, const Batches& batches, const LossOptions& loss,
+             std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
+             int64_t* correct, int64_t& done) {
+  const bool bytes = batches.inputs.scalar_type() == at::kByte;
+  const int64_t* order = batches.order.const_data_ptr<int64_t>();
+  const LossOptions options = for_target(loss, batches.targets);
+  const int threads = max_threads();  // one number, on which the layout of what is kept depends
+  Keep<T> keep;
+  keep.weight.may_wait = true;
+  // Nothing else may read the weight while the steps run; in the end it has to be up to date.
+  struct Flush {
+    Keep<T>& keep;
+    const at::Tensor& weight;
+    int threads;
+    ~Flush() {
+      Layer<T> layer;
+      layer.out_features = weight.size(0), layer.in_features = weight.size(1);
+      cpu::flush(keep.weight, layer, static_cast<T*>(weight.data_ptr()), threads);
+    }
+  } flush{keep, arguments.weights[0], threads};
+  for (done = 0; done < batches.count();) {
+    const int64_t begin = done * batches.size;
+    const int64_t count = std::min(batches.size, batches.order.numel() - begin);
+    const at::Tensor index = batches.order.narrow(0, begin, count);
+    at::Tensor input = batches.buffer.narrow(0, 0, count);
+    if (bytes) {
+      convert_rows<T>(batches, order + begin, count, threads);
+    } else {
+      at::index_select_out(input, batches.inputs, 0, index);
+    }
+    const Arguments batch{input, arguments.weights, arguments.biases, arguments.activations,
+                          arguments.slopes};
+    check(batch);
+    const StepResult result = run<T>(batch, batches.targets.index_select(0, index), options,
+                                     updates, max_grad_norm, threads, keep);
+    losses[done] = result.loss.template item<double>();
+    correct[done] = result.correct;
+    ++done;
+    for (ParameterUpdate& update : updates) {
+      update.options.first = false;
+      update.options.step += 1;
+    }
+  }
 }
 
 }  // namespace
@@ -221,12 +286,11 @@ void convert_rows(const Batches& batches, const int64_t* rows, int64_t count) {
 StepResult train_step(const Arguments& arguments, const at::Tensor& target, const LossOptions& loss,
                       const std::vector<ParameterUpdate>& updates, double max_grad_norm) {
   check(arguments);
-  LossOptions options = loss;
-  if (options.kind == LossKind::cross_entropy && at::isFloatingType(target.scalar_type()))
-    options.kind = LossKind::cross_entropy_probabilities;
-  return arguments.input.scalar_type() == at::kFloat
-             ? run<float>(arguments, target, options, updates, max_grad_norm)
-             : run<double>(arguments, target, options, updates, max_grad_norm);
+  const LossOptions options = for_target(loss, target);
+  const auto step = [&](auto keep) {
+    return run(arguments, target, options, updates, max_grad_norm, max_threads(), keep);
+  };
+  return arguments.input.scalar_type() == at::kFloat ? step(Keep<float>()) : step(Keep<double>());
 }
 
 int64_t Batches::count() const { return cpu::divide_up(order.numel(), size); }
@@ -246,33 +310,12 @@ void train_steps(const Arguments& arguments, const Batches& batches, const LossO
               "CPU, got ",
               batches.inputs.sizes(), " and ", batches.targets.sizes());
   const at::NoGradGuard no_gradients;
-  const bool bytes = batches.inputs.scalar_type() == at::kByte;
   const int64_t* order = batches.order.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < batches.order.numel(); ++i)
     TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
-  for (done = 0; done < batches.count();) {
-    const int64_t begin = done * batches.size;
-    const int64_t count = std::min(batches.size, batches.order.numel() - begin);
-    const at::Tensor index = batches.order.narrow(0, begin, count);
-    at::Tensor input = batches.buffer.narrow(0, 0, count);
-    if (!bytes) {
-      at::index_select_out(input, batches.inputs, 0, index);
-    } else if (input.scalar_type() == at::kFloat) {
-      convert_rows<float>(batches, order + begin, count);
-    } else {
-      convert_rows<double>(batches, order + begin, count);
-    }
-    const StepResult result = train_step(
-        {input, arguments.weights, arguments.biases, arguments.activations, arguments.slopes},
-        batches.targets.index_select(0, index), loss, updates, max_grad_norm);
-    losses[done] = result.loss.item<double>();
-    correct[done] = result.correct;
-    ++done;
-    for (ParameterUpdate& update : updates) {
-      update.options.first = false;
-      update.options.step += 1;
-    }
-  }
+  const auto run_steps =
+      batches.buffer.scalar_type() == at::kFloat ? run_all<float> : run_all<double>;
+  run_steps(arguments, batches, loss, updates, max_grad_norm, losses, correct, done);
 }
 
 }  // namespace fastmlp

@@ -21,11 +21,17 @@ FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int
   using V = Vec<T>;
   constexpr int last = vectors - 1;
   // The tile of c comes from memory while its sums are formed, one vector of columns after the
-  // other: all at once held up the lines of b behind them, 1 % of a product of 1024 × 1024.
-  const int64_t run = k / vectors + 1;
+  // other: all at once held up the lines of b behind them, 1 % of a product of 1024 × 1024. Lists
+  // are short and of any length, and each end of a loop is one that the processor does not foresee.
+  const int64_t run = walk == Walk::listed ? k : k / vectors + 1;
   for (int64_t begin = 0; begin < k; begin += run, c += V::width) {
     FASTMLP_UNROLL
-    for (int i = 0; i < rows; ++i) __builtin_prefetch(c + i * c_stride, 1);
+    for (int i = 0; i < rows; ++i) {
+      FASTMLP_UNROLL
+      for (int j = 0; j < (walk == Walk::listed ? vectors : 1); ++j)
+        __builtin_prefetch(c + (i + (walk == Walk::listed ? rows : 0)) * c_stride + j * V::width,
+                           1);
+    }
     const int64_t end = k < begin + run ? k : begin + run;
     for (int64_t p = begin; p < end; ++p) {
       const T *left = a, *right = b;

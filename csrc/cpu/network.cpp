@@ -59,13 +59,12 @@ struct ForwardPass<T>::State {
   std::vector<Product<T>> products;
   std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
   SparseInput<T> sparse;          // of the first layer, in place of its product where that pays
-  const bool keeps_weight;
-  T* kept_weight = nullptr;  // of `sparse`
+  WeightPanels<T> panels;         // of the first layer, where they are kept
   Buffers<T> buffers;
   int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads = 1;
 
-  State(const Forward<T>& p, int max_threads, bool keep) : problem(p), keeps_weight(keep) {
+  State(const Forward<T>& p, int max_threads) : problem(p) {
     double work = 0;
     for (const auto& layer : problem.layers) {
       work += cost(problem.batch, layer.out_features, layer.in_features);
@@ -74,12 +73,10 @@ struct ForwardPass<T>::State {
     }
     threads = team_size(work, max_threads);
     const Layer<T>& layer = problem.layers[0];
-    sparse = {kernels,
-              problem.batch,
-              layer.out_features,
-              layer.in_features,
-              Matrix<T>{problem.input, problem.input_stride, 1},
-              threads};
+    sparse = SparseInput<T>(kernels, problem.batch, layer.out_features, layer.in_features,
+                            Matrix<T>{problem.input, problem.input_stride, 1}, max_threads);
+    if (problem.kept)
+      panels = WeightPanels<T>(kernels, layer.out_features, layer.in_features, max_threads);
     buffers.add(sparse.forward_elements());
     build(nullptr);
   }
@@ -102,14 +99,11 @@ struct ForwardPass<T>::State {
     if (!workspace) return;
     buffers.place(workspace + 2 * scratch);
     if (!sparse.likely()) return;
-    T* const rest = workspace + 2 * scratch + buffers.elements(threads);
-    sparse.place(rest);
-    if (keeps_weight) kept_weight = rest + sparse.shared_elements();
+    sparse.place(workspace + 2 * scratch + buffers.elements(threads));
   }
 
   int64_t workspace_elements() const {
-    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements() +
-           (keeps_weight ? sparse.weight_elements() : 0);
+    return 2 * scratch + buffers.elements(threads) + sparse.shared_elements();
   }
 
   bool uses_sparse() const { return sparse.likely() && sparse.forward_pays(); }
@@ -117,6 +111,10 @@ struct ForwardPass<T>::State {
   void work(Member member) {
     if (sparse.likely()) {
       sparse.scan(member);
+      member.wait();
+    }
+    if (problem.kept && problem.kept->newer && !uses_sparse()) {
+      panels.unpack(member, problem.kept->panels, const_cast<T*>(problem.layers[0].weight));
       member.wait();
     }
     for (size_t l = 0; l < products.size(); ++l) {
@@ -129,8 +127,10 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[l];
     const auto activate = kernels.activate[static_cast<int>(layer.activation)];
     if (l == 0 && uses_sparse()) {
+      const KeptWeight<T>* kept = problem.kept;
       sparse.forward(member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias,
-                     kept_weight, buffers.of(member), sums[0],
+                     kept ? kept->panels : nullptr, kept && kept->newer, buffers.of(member),
+                     sums[0],
                      [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
                        const int64_t at = i * layer.out_features + j;
                        activate(rows, columns, sums[0] + at, outputs[0] + at, layer.out_features,
@@ -172,7 +172,7 @@ struct BackwardPass<T>::State {
   std::vector<int64_t> grad_sums_stride;
   const SparseInput<T>* sparse = nullptr;  // of the first layer, in place of its product
   SparseInput<T> own_sparse;               // where forward's is not at hand
-  T* kept_weight = nullptr;                // by forward
+  KeptWeight<T>* kept = nullptr;           // what forward has kept, where it is to be updated
   Buffers<T> buffers;
   // dz of three layers at once: one is written and one read for dx, the one above read for dW.
   static constexpr int64_t kScratches = 3;
@@ -195,22 +195,17 @@ struct BackwardPass<T>::State {
       scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
     }
     threads = team_size(work, max_threads);
-    // A plain update needs the weight as forward has kept it.
     const LayerGradient<T>& gradient = problem.gradients[0];
-    if (forward && forward->sparse.likely()) {
+    if (forward && forward->uses_sparse() && gradient.trains_weight()) {
       sparse = &forward->sparse;
-      if (!gradient.weight && forward->uses_sparse()) kept_weight = forward->kept_weight;
+      if (!gradient.weight) kept = problem.forward.kept;
     } else if (gradient.weight && !forward) {
       const Layer<T>& layer = problem.forward.layers[0];
-      own_sparse = {kernels,
-                    problem.forward.batch,
-                    layer.out_features,
-                    layer.in_features,
-                    Matrix<T>{problem.forward.input, problem.forward.input_stride, 1},
-                    threads};
+      own_sparse = SparseInput<T>(
+          kernels, problem.forward.batch, layer.out_features, layer.in_features,
+          Matrix<T>{problem.forward.input, problem.forward.input_stride, 1}, max_threads);
       if (own_sparse.likely()) sparse = &own_sparse;
     }
-    if (!gradient.weight && !kept_weight) sparse = nullptr;
     if (sparse) {
       buffers.add(sparse->gradient_elements());
       // The row of db, after dz.
@@ -272,6 +267,10 @@ struct BackwardPass<T>::State {
     }
     if (sparse) sparse->scan_features(member);
     if (derive_output(member) || sparse) member.wait();
+    if (kept && kept->newer && !sparse->gradient_pays()) {
+      sparse->panels().unpack(member, kept->panels, weight_sum(0));
+      member.wait();
+    }
     // A layer's weight may change once all members have used it for dx: one layer later.
     for (int64_t l = layers - 1; l >= first; --l) {
       if (needs_input_gradient(l)) compute_input(l, member);
@@ -316,8 +315,9 @@ struct BackwardPass<T>::State {
       begin = sparse->begin(member), end = sparse->end(member);
       T* const sums = const_cast<T*>(dz) + problem.forward.batch * n;  // ours: scratch
       if (begin < end) sum_columns(l, begin, end, sums);
-      sparse->gradient(member, Matrix<T>{dz, stride, 1}, kept_weight, weight_scale(l),
-                       buffers.of(member), weight_sum(l),
+      sparse->gradient(member, Matrix<T>{dz, stride, 1}, kept ? kept->panels : nullptr,
+                       weight_scale(l), buffers.of(member),
+                       kept && kept->may_wait ? nullptr : weight_sum(l),
                        [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, k); });
       if (gradient.bias) std::copy(sums + begin, sums + end, gradient.bias + begin);
     } else {
@@ -369,8 +369,8 @@ struct BackwardPass<T>::State {
 };
 
 template <typename T>
-ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads, bool keeps_weight)
-    : state_(new State(problem, max_threads, keeps_weight)) {}
+ForwardPass<T>::ForwardPass(const Forward<T>& problem, int max_threads)
+    : state_(new State(problem, max_threads)) {}
 template <typename T>
 ForwardPass<T>::~ForwardPass() = default;
 template <typename T>
@@ -378,10 +378,15 @@ int64_t ForwardPass<T>::workspace_elements() const {
   return state_->workspace_elements();
 }
 template <typename T>
+int64_t ForwardPass<T>::kept_elements() const {
+  return state_->sparse.likely() ? state_->panels.elements() : 0;
+}
+template <typename T>
 void ForwardPass<T>::run(T* workspace) {
   State& s = *state_;
   s.build(workspace);
   run_team(s.threads, [&s](Member member) { s.work(member); });
+  if (s.problem.kept && !s.uses_sparse()) s.problem.kept->newer = false;
 }
 
 template <typename T>
@@ -400,6 +405,16 @@ void BackwardPass<T>::run(T* workspace) {
   if (s.first == s.layers) return;
   s.build(workspace);
   run_team(s.threads, [&s](Member member) { s.work(member); });
+  if (s.kept) s.kept->newer = s.kept->may_wait && s.sparse->gradient_pays();
+}
+
+template <typename T>
+void flush(KeptWeight<T>& kept, const Layer<T>& layer, T* weight, int max_threads) {
+  if (!kept.newer) return;
+  const WeightPanels<T> panels(active_kernels<T>(), layer.out_features, layer.in_features,
+                               max_threads);
+  run_team(max_threads, [&](Member member) { panels.unpack(member, kept.panels, weight); });
+  kept.newer = false;
 }
 
 template <typename T>
@@ -420,6 +435,8 @@ double fma_peak(double seconds, int threads) {
   return 2.0 * kPeakChains * kernels.width * kSteps * static_cast<double>(rounds) / elapsed * 1e-9;
 }
 
+template void flush(KeptWeight<float>&, const Layer<float>&, float*, int);
+template void flush(KeptWeight<double>&, const Layer<double>&, double*, int);
 template double fma_peak<float>(double, int);
 template double fma_peak<double>(double, int);
 template class ForwardPass<float>;

@@ -16,10 +16,10 @@ class BackwardPass;
 template <typename T>
 class ForwardPass {
  public:
-  // keeps_weight: the backward pass that follows will update the first layer's weight.
-  ForwardPass(const Forward<T>& problem, int max_threads, bool keeps_weight = false);
+  ForwardPass(const Forward<T>& problem, int max_threads);
   ~ForwardPass();
   int64_t workspace_elements() const;
+  int64_t kept_elements() const;  // of problem.kept's panels, which run() needs; 0: none
   void run(T* workspace);
 
  private:
@@ -42,6 +42,10 @@ class BackwardPass {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// Brings the first layer's weight [out_features, in_features], contiguous, up to date.
+template <typename T>
+void flush(KeptWeight<T>& kept, const Layer<T>& layer, T* weight, int max_threads);
 
 // GFLOP/s of multiply-adds on registers with the instruction set in use, on `threads` threads at
 // once: what no product can exceed.

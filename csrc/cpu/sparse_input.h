@@ -14,6 +14,61 @@
 
 namespace fastmlp::cpu {
 
+// Panels of a weight[n, k] with the features as rows, one after the other, each as many outputs
+// wide as a tile at most, and each one thread's.
+template <typename T>
+class WeightPanels {
+ public:
+  WeightPanels() = default;
+  WeightPanels(const Kernels<T>& kernels, int64_t n, int64_t k, int threads)
+      : kernels_(&kernels), n_(n), k_(k) {
+    const int64_t vectors = divide_up(n, kernels.width);
+    // Two vectors at least, so that a tile still multiplies more than it loads.
+    const auto owners = static_cast<int>(std::min<int64_t>(threads, divide_up(vectors, 2)));
+    for (int owner = 0; owner < owners; ++owner) {
+      const Member member{owner, owners};
+      const int64_t first = member.begin(vectors), own = member.end(vectors) - first;
+      const EvenParts parts(own, divide_up(own, kernels.wide.vectors));
+      owners_.push_back(static_cast<int64_t>(begins_.size()));
+      for (int64_t part = 0; part < parts.count(); ++part)
+        begins_.push_back((first + parts.begin(part)) * kernels.width);
+    }
+    owners_.push_back(static_cast<int64_t>(begins_.size()));
+    begins_.push_back(vectors * kernels.width);
+  }
+
+  int64_t elements() const { return begins_.empty() ? 0 : begins_.back() * k_; }
+  // This member's panels, and the outputs in them.
+  int64_t first(Member member) const { return owners_[member.begin(owners())]; }
+  int64_t last(Member member) const { return owners_[member.end(owners())]; }
+  int64_t begin(int64_t panel) const { return std::min(n_, begins_[panel]); }
+  int64_t columns(int64_t panel) const { return begin(panel + 1) - begin(panel); }
+  int64_t width(int64_t panel) const { return begins_[panel + 1] - begins_[panel]; }
+  // Where a feature's row begins in a panel.
+  int64_t offset(int64_t panel, int64_t feature) const {
+    return begins_[panel] * k_ + feature * width(panel);
+  }
+
+  // weight[panel's outputs, features from … from + count - 1] = the rows of a panel.
+  void unpack(int64_t panel, int64_t from, int64_t count, const T* rows, T* weight) const {
+    kernels_->pack_transposed(count, columns(panel), rows, width(panel),
+                              weight + begin(panel) * k_ + from, k_, count);
+  }
+  // This member's share of a whole weight.
+  void unpack(Member member, const T* panels, T* weight) const {
+    for (int64_t panel = first(member); panel < last(member); ++panel)
+      unpack(panel, 0, k_, panels + offset(panel, 0), weight);
+  }
+
+ private:
+  int64_t owners() const { return static_cast<int64_t>(owners_.size()) - 1; }
+
+  const Kernels<T>* kernels_ = nullptr;
+  int64_t n_ = 0, k_ = 0;
+  std::vector<int64_t> begins_;  // first outputs, and the end of the last
+  std::vector<int64_t> owners_;  // first panels of each thread, and the end of the last
+};
+
 // x[m, k] = background + s, where most of s is zero: pixels, indicators, counts of words as they
 // are, or what a normalisation makes of their zeros. Then
 //
@@ -39,19 +94,9 @@ class SparseInput {
     if (m < kLeastRows || k < kLeastFeatures || n < kernels.width) return;
     sample();
     if (!likely_) return;
-    rows_ = Steps(m, kernels.tall.rows, k);
-    features_ = Steps(k, kernels.tall.rows, m);
-    const int64_t vectors = divide_up(n, kernels.width);
-    for (int owner = 0; owner < threads; ++owner) {
-      const Member member{owner, threads};
-      const int64_t first = member.begin(vectors), own = member.end(vectors) - first;
-      const EvenParts parts(own, divide_up(own, kernels.tall.vectors));
-      owners_.push_back(static_cast<int64_t>(panels_.size()));
-      for (int64_t part = 0; part < parts.count(); ++part)
-        panels_.push_back((first + parts.begin(part)) * kernels.width);
-    }
-    owners_.push_back(static_cast<int64_t>(panels_.size()));
-    panels_.push_back(vectors * kernels.width);
+    rows_ = Steps(m, kernels.wide.rows, k);
+    features_ = Steps(k, kernels.wide.rows, m);
+    panels_ = {kernels, n, k, threads};
   }
 
   // Whether a sample of x says that it pays to look at all of it. Only then may the rest be called.
@@ -73,10 +118,9 @@ class SparseInput {
     if (background_ != 0) rest_ = shared, s_ = {shared, k_, 1};
   }
 
-  // The weight as panels of outputs with the features as rows, where it is to be kept.
-  int64_t weight_elements() const { return likely_ ? panels_.back() * k_ : 0; }
+  const WeightPanels<T>& panels() const { return panels_; }
   // Of each member's own buffer.
-  int64_t forward_elements() const { return likely_ ? (kTileDepth + 3) * widest() : 0; }
+  int64_t forward_elements() const { return likely_ ? (kTileDepth + 4) * widest() : 0; }
   int64_t gradient_elements() const { return likely_ ? kBlockFeatures * widest() : 0; }
 
   // Looks at x, by rows. All members have to wait before they go on.
@@ -108,22 +152,31 @@ class SparseInput {
   }
   bool gradient_pays() const { return features_.listed() < 0.7; }
 
-  // z[m, n] = x · weightᵀ, this member's columns. kept: null, or where to keep the weight.
-  // done(row, rows, column, columns, bias) is called for pieces of z as soon as they are whole; the
-  // bias includes the background's part, and may be null.
+  // z[m, n] = x · weightᵀ, this member's columns. kept: where to keep the weight's panels, or where
+  // they are already if `packed`; null: nowhere. done(row, rows, column, columns, bias) is called
+  // for pieces of z as soon as they are whole; the bias includes the background's part, and may be
+  // null.
   template <typename Done>
-  void forward(Member member, Matrix<T> weight, const T* bias, T* kept, T* buffer, T* z,
-               const Done& done) const {
-    T *const part_sums = buffer, *const sums = buffer + widest(), *const offset = sums + widest();
-    for (int64_t p = first_panel(member); p < last_panel(member); ++p) {
-      const int64_t j = panels_[p], width = panels_[p + 1] - j, columns = std::min(n_ - j, width);
+  void forward(Member member, Matrix<T> weight, const T* bias, T* kept, bool packed, T* buffer,
+               T* z, const Done& done) const {
+    T *const some_sums = buffer, *const part_sums = some_sums + widest();
+    T *const sums = part_sums + widest(), *const shifted = sums + widest();
+    for (int64_t p = panels_.first(member); p < panels_.last(member); ++p) {
+      const int64_t j = panels_.begin(p), width = panels_.width(p), columns = panels_.columns(p);
       std::fill_n(sums, columns, T(0));
       for (int64_t part = 0; part < rows_.parts().count(); ++part) {
         const int64_t k0 = rows_.parts().begin(part), depth = rows_.parts().begin(part + 1) - k0;
-        T* const panel = kept ? kept + j * k_ + k0 * width : offset + widest();
-        const Matrix<T> w = weight.at(j, k0);
-        kernels_->pack_transposed(columns, depth, w.data, w.row_stride, panel, width, width);
-        kernels_->column_sums(depth, columns, panel, width, part_sums);
+        T* const panel = kept ? kept + panels_.offset(p, k0) : shifted + widest();
+        std::fill_n(part_sums, columns, T(0));
+        for (int64_t f = 0; f < depth; f += kPackDepth) {
+          const int64_t count = std::min(kPackDepth, depth - f);
+          T* const to = panel + f * width;
+          const Matrix<T> w = weight.at(j, k0 + f);
+          if (!packed)
+            kernels_->pack_transposed(columns, count, w.data, w.row_stride, to, width, width);
+          kernels_->column_sums(count, columns, to, width, some_sums);
+          for (int64_t c = 0; c < columns; ++c) part_sums[c] += some_sums[c];
+        }
         const bool whole = !finite(columns, part_sums);
         for (int64_t c = 0; c < columns && !whole; ++c) sums[c] += part_sums[c];
         const Matrix<T> a = whole ? x_.at(0, k0) : s_.at(0, k0);
@@ -133,32 +186,35 @@ class SparseInput {
                    z + i * n_ + j, n_, part > 0, T(1));
         }
       }
-      const T* shifted = bias ? bias + j : nullptr;
       if (background_ != 0) {
         for (int64_t c = 0; c < columns; ++c)
-          offset[c] = (bias ? bias[j + c] : T(0)) + background_ * sums[c];
-        shifted = offset;
+          shifted[c] = (bias ? bias[j + c] : T(0)) + background_ * sums[c];
+        done(0, m_, j, columns, shifted);
+      } else {
+        done(0, m_, j, columns, bias ? bias + j : nullptr);
       }
-      done(0, m_, j, columns, shifted);
     }
   }
 
   // The outputs whose gradients are this member's.
-  int64_t begin(Member member) const { return panels_[first_panel(member)]; }
-  int64_t end(Member member) const { return std::min(n_, panels_[last_panel(member)]); }
+  int64_t begin(Member member) const { return panels_.begin(panels_.first(member)); }
+  int64_t end(Member member) const { return panels_.begin(panels_.last(member)); }
 
-  // dW[n, k] = dzᵀ · x, this member's rows. dz[m, n] has a row more, where db = dzᵀ · 1 has to
-  // stand if that is not done(j, columns) is called for rows of dW as soon as they are whole. kept:
-  // null, or the weight that forward has kept: weight = kept + scale · dzᵀ · x then.
+  // weight[n, k] = dW = dzᵀ · x, this member's rows. dz[m, n] has a row more, in which the member
+  // has to write its columns of db = dzᵀ · 1 before. done(row, rows) is called for rows of dW as
+  // soon as they are whole.
+  //
+  // With kept, the panels that forward has kept: kept += scale · dW, and weight = kept, or null
+  // where that can wait.
   template <typename Done>
   void gradient(Member member, Matrix<T> dz, T* kept, T scale, T* buffer, T* weight,
                 const Done& done) const {
-    for (int64_t p = first_panel(member); p < last_panel(member); ++p) {
-      const int64_t j = panels_[p], width = panels_[p + 1] - j, columns = std::min(n_ - j, width);
+    for (int64_t p = panels_.first(member); p < panels_.last(member); ++p) {
+      const int64_t j = panels_.begin(p), width = panels_.width(p), columns = panels_.columns(p);
       const bool whole = !finite(columns, dz.at(m_, j).data);
       for (int64_t tile = 0; tile < features_.count();) {
         const int64_t from = features_.begin(tile);
-        T* const panel = kept ? kept + j * k_ + from * width : buffer;
+        T* const panel = kept ? kept + panels_.offset(p, from) : buffer;
         for (; tile < features_.count() && features_.begin(tile + 1) - from <= kBlockFeatures;
              ++tile) {
           const int64_t f = features_.begin(tile);
@@ -171,8 +227,7 @@ class SparseInput {
                      panel + (f - from) * width, width, kept || part > 0, scale);
           }
         }
-        const int64_t count = features_.begin(tile) - from;
-        kernels_->pack_transposed(count, columns, panel, width, weight + j * k_ + from, k_, count);
+        if (weight) panels_.unpack(p, from, features_.begin(tile) - from, panel, weight);
       }
       done(j, columns);
     }
@@ -224,6 +279,8 @@ class SparseInput {
   static constexpr int64_t kLeastRows = 16, kLeastFeatures = 64;
   static constexpr int kSamples = 64;
   static constexpr int64_t kBlockFeatures = 1024;  // of a panel of gradients
+  // Features of a packed panel whose sums are formed while they are in the first-level cache.
+  static constexpr int64_t kPackDepth = 64;
 
   // The most frequent of some elements all over x, if it is more than half of them (Boyer and Moore
   // 1981).
@@ -287,28 +344,24 @@ class SparseInput {
                 Matrix<T> a, Matrix<T> b, int64_t columns, T* c, int64_t c_stride, bool accumulate,
                 T scale) const {
     const int64_t depth = steps.parts().begin(part + 1) - steps.parts().begin(part);
-    record_kernel<T>("listed", kernels_->isa, kernels_->tall.rows, static_cast<int>(widest()));
+    record_kernel<T>("listed", kernels_->isa, kernels_->wide.rows, static_cast<int>(widest()));
     kernels_->gemm[steps.begin(tile + 1) - steps.begin(tile)][divide_up(columns, kernels_->width)](
         whole ? depth : steps.count(tile, part) + more, whole ? nullptr : steps.list(tile, part),
         a.data, a.row_stride, a.col_stride, b.data, b.row_stride, c, c_stride, columns, accumulate,
         scale);
   }
 
-  int64_t widest() const { return kernels_->tall.vectors * kernels_->width; }
-  int64_t owners(Member member) const { return static_cast<int64_t>(owners_.size()) - 1; }
-  int64_t first_panel(Member member) const { return owners_[member.begin(owners(member))]; }
-  int64_t last_panel(Member member) const { return owners_[member.end(owners(member))]; }
+  int64_t widest() const { return kernels_->wide.vectors * kernels_->width; }
 
   const Kernels<T>* kernels_ = nullptr;
   int64_t m_ = 0, n_ = 0, k_ = 0;
   Matrix<T> x_, s_;
   T background_ = 0;
   bool likely_ = false;
-  Steps rows_, features_;        // of forward and of the gradient
-  std::vector<int64_t> panels_;  // first outputs, and the end of the last
-  std::vector<int64_t> owners_;  // first panels of each thread, and the end of the last
-  uint8_t* marks_ = nullptr;     // [m, k]: where x is not the background
-  T* rest_ = nullptr;            // s
+  Steps rows_, features_;  // of forward and of the gradient
+  WeightPanels<T> panels_;
+  uint8_t* marks_ = nullptr;  // [m, k]: where x is not the background
+  T* rest_ = nullptr;         // s
 };
 
 }  // namespace fastmlp::cpu
