@@ -20,7 +20,7 @@ class Options:
     lr: float = 0.01
     seed: int = 0
     loop: str | None = None  # None: the fastest that the device allows
-    compare: bool = False  # beside all loops slower than it
+    compare: bool = False  # all loops up to that one, side by side
     device: str = "cpu"
     threads: int | None = None  # None: torch's own choice
     plot: str | None = None

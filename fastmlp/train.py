@@ -267,7 +267,7 @@ class Training:
         ]
         if plain.step_seconds:
             names = _row(t.name for t in self.trainees)
-            lines.append(f"microseconds a batch, median: {names} (plain's by the others')")
+            lines.append(f"microseconds a batch, median: {names} (times as fast as plain)")
             for what, seconds in (
                 ("training step    ", [t.step_seconds for t in self.trainees]),
                 ("with data loading", [t.whole_seconds for t in self.trainees]),

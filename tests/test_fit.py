@@ -1,6 +1,7 @@
 """TrainStep.fit: the batches, the numbers and the reports of the plain loop over a DataLoader."""
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -159,6 +160,19 @@ def test_runs_of_batches_take_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatc
         sizes.append(b - a)
         now += (b - a) * (1 / 128 if a < 15 else 1 / 16)  # exact, and slower from batch 15 on
     assert sizes == [1, 2, 4, 8, 12, 1, 1, 1]
+
+
+def test_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    make()[1].fit(table(), 10, epochs=2, progress=True)
+    told = capsys.readouterr().err
+    assert "12/12" in told
+    assert "loss=" in told
+    make()[1].fit(table(), 10)  # stderr is no terminal
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match="pip install tqdm"):
+        make()[1].fit(table(), 10, progress=True)
 
 
 def test_interrupted_between_two_batches() -> None:
