@@ -1,9 +1,7 @@
-"""What TrainStep.fit needs around its steps: data as tensors, their order, and its progress."""
+"""What TrainStep.fit needs around its steps: data as tensors, their order, and runs of batches."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -34,27 +32,6 @@ class Report(NamedTuple):
     batches: int
     loss: float
     error: float | None
-
-
-class Tally:
-    """Losses and right predictions of some batches."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.correct = self.rows = 0
-        self.classes = True
-
-    def add(self, losses: Tensor, correct: Tensor, rows: int, batch_size: int) -> None:
-        """losses float64 and correct int64, `[batches]`; the last batch may have fewer rows."""
-        last = rows - batch_size * (len(losses) - 1)
-        self.loss += float(losses[:-1].sum()) * batch_size + float(losses[-1]) * last
-        self.rows += rows
-        self.classes = self.classes and int(correct.min()) >= 0
-        self.correct += int(correct.sum())
-
-    def report(self, epoch: int, batch: int, batches: int) -> Report:
-        error = 1 - self.correct / self.rows if self.classes else None
-        return Report(epoch, batch, batches, self.loss / self.rows, error)
 
 
 class Table(NamedTuple):
@@ -126,41 +103,14 @@ def epoch_order(rows: int, shuffle: bool, generator: torch.Generator | None) -> 
     return order
 
 
-def calls(batches: int, every: int) -> Iterator[tuple[int, int]]:
-    """Runs of batches, first and end, that take about a tenth of a second each and end at each
-    multiple of `every`."""
-    first, size = 0, 1
-    while first < batches:
-        end = min(batches, first + size, (first // every + 1) * every)
+def calls(first: int, end: int, *every: int) -> Iterator[tuple[int, int]]:
+    """Runs of the batches from `first` on, each as (first, end), that take about a tenth of a
+    second each and end at each multiple of a number of `every`."""
+    size = 1
+    while first < end:
+        until = min(end, first + size, *((first // number + 1) * number for number in every))
         began = perf_counter()
-        yield first, end
+        yield first, until
         seconds = perf_counter() - began
-        size = max(1, min(2 * size, int((end - first) * _SECONDS_A_CALL / max(seconds, 1e-9))))
-        first = end
-
-
-class Bar(contextlib.AbstractContextManager["Bar"]):
-    """A progress bar on stderr: wanted or not, or (None) where stderr is a terminal and tqdm is
-    installed."""
-
-    def __init__(self, total: int, wanted: bool | None) -> None:
-        self.bar: Any = None
-        if wanted or (wanted is None and sys.stderr.isatty()):
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                if wanted:
-                    raise ImportError(
-                        "fastmlp.TrainStep.fit: progress=True needs tqdm: pip install tqdm"
-                    ) from None
-            else:
-                self.bar = tqdm(total=total, unit="batch", dynamic_ncols=True)
-
-    def advance(self, batches: int, loss: float) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self.bar.update(batches)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        size = max(1, min(2 * size, int((until - first) * _SECONDS_A_CALL / max(seconds, 1e-9))))
+        first = until

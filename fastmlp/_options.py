@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The loops of `fastmlp train`, from torch's own to the fastest. --compare shows them in this order.
+LOOPS = PLAIN, FUSED, STEP = "plain", "fused", "step"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -16,7 +19,8 @@ class Options:
     batch_size: int = 50
     lr: float = 0.01
     seed: int = 0
-    compare: bool = False
+    loop: str | None = None  # None: the fastest that the device allows
+    compare: bool = False  # all loops up to that one, side by side
     device: str = "cpu"
     threads: int | None = None  # None: torch's own choice
     plot: str | None = None
@@ -28,4 +32,4 @@ class Options:
 
 # The options that determine a training's numbers. A checkpoint keeps them, and a resumed training
 # must agree; only the epochs may grow.
-KEPT = ("data_dir", "sizes", "epochs", "batch_size", "lr", "seed", "compare")
+KEPT = ("data_dir", "sizes", "epochs", "batch_size", "lr", "seed", "loop", "compare")

@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ._faults import Fault
-from ._options import Options
+from ._options import LOOPS, Options
 from ._version import __version__
 
 _DEFAULT = Options()
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _TRAIN = """\
-Trains a multilayer perceptron on handwritten digits as the lecture does: Dataset, DataLoader,
-fused network, CrossEntropyLoss, SGD. Prints the mean training loss and error of every 100 batches,
-and the test error after each epoch."""
+Trains a multilayer perceptron on handwritten digits as the lecture does: data set, batches,
+network, CrossEntropyLoss, SGD. Prints the mean training loss and error of every 100 batches, and
+the test error after each epoch."""
 
 _CHECKPOINTS = """\
 A checkpoint is written at the start, every --checkpoint-every batches, after each epoch, and on
@@ -151,11 +151,20 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of the initial values and the batches {_default('seed')}",
     )
-    group.add_argument(
+    loops = group.add_mutually_exclusive_group()
+    loops.add_argument(
+        "--loop",
+        choices=LOOPS,
+        help="plain: nn.Linear and a DataLoader of single items, as the lecture has it; fused: "
+        "FusedMLP in the same loop, batches gathered in one go; step: TrainStep, runs of batches "
+        "in one call. The numbers are the same up to rounding (default: step on the CPU, fused on "
+        "another device)",
+    )
+    loops.add_argument(
         "--compare",
         action="store_true",
-        help="train the same network of plain nn.Linear beside it, on the same batches; print both "
-        "curves, their greatest difference and the ratio of times",
+        help="train the network by each of these loops in turns, on the same batches; print their "
+        "curves side by side, the greatest differences and the ratios of times",
     )
 
     group = train.add_argument_group("machine")

@@ -1,8 +1,9 @@
 """`fastmlp train`: the lecture's program, and what a long training needs around it.
 
-Dataset → DataLoader → FusedMLP → CrossEntropyLoss → SGD. With --compare a plain nn.Linear twin
-learns from the same batches. All that the numbers depend on is in the options, the data and the
-training's state(); nothing draws from torch's global generator once the networks are made.
+Data set → batches → network → CrossEntropyLoss → SGD, by one of the loops of fastmlp._loops; with
+--compare by all of them, in turns on the same batches. All that the numbers depend on is in the
+options, the data and the training's state(); nothing draws from torch's global generator once the
+networks are made.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import dataclasses
 import hashlib
 import math
 import os
-import random
 import signal
 import sys
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
 
 from fastmlp import FusedMLP, get_isa
 
 from . import checkpoint
 from ._faults import Fault, require
 from ._files import check_writable, remove_drafts, write_whole
-from ._options import KEPT, Options
+from ._fit import calls
+from ._loops import EpochSampler, Task, Trainee, make_trainee
+from ._options import FUSED, KEPT, LOOPS, PLAIN, STEP, Options
+from ._progress import Bar, Tally
 from .checkpoint import CheckpointError
 from .data import (
     Compose,
@@ -42,14 +43,16 @@ from .data import (
     MNISTDataset,
     Normalize,
     ToTensor,
-    collate,
     download_mnist,
 )
 
 HIDDEN, CLASSES = 300, 10  # of the lecture's network
 BATCHES_A_LINE = 100
-TEST_BATCH = 1000
-FUSED, PLAIN = "fused", "plain"
+_LOOPS = {
+    PLAIN: "nn.Sequential, a DataLoader of single items",
+    FUSED: "FusedMLP, torch's loss and optimizer",
+    STEP: "TrainStep, runs of batches in one call",
+}
 
 
 class Interrupted(Fault):
@@ -79,8 +82,10 @@ def train(given: Mapping[str, Any]) -> int:
     if options.plot:
         _check_plot(options)
     train_data, test_data = _datasets(options)
-    sizes = _sizes(options, train_data, test_data)
-    training = Training(dataclasses.replace(options, sizes=sizes), device, train_data, test_data)
+    options = dataclasses.replace(
+        options, sizes=_sizes(options, train_data, test_data), loop=_loop(options, device, saved)
+    )
+    training = Training(options, device, train_data, test_data)
     print(training.header(), flush=True)
     if saved:
         training.restore(saved)
@@ -89,7 +94,7 @@ def train(given: Mapping[str, Any]) -> int:
     try:
         training.run()
     finally:
-        if options.plot and (training.trainees[0].curve or training.trainees[0].test_errors):
+        if options.plot and (training.main.curve or training.main.test_errors):
             _draw(options.plot, training)
     if options.compare:
         print(training.comparison(), flush=True)
@@ -106,38 +111,30 @@ class Training:
         train_data: ImageDataset,
         test_data: ImageDataset,
     ) -> None:
+        assert options.sizes is not None
+        assert options.loop is not None
         self.options = options
         self.device = device
         self.data = (train_data, test_data)
         self.sampler = EpochSampler(len(train_data), options.batch_size, options.seed)
-        # Generators of their own, or each epoch would draw from the global one.
-        self.loader: DataLoader[Any] = DataLoader(
-            train_data,
-            batch_sampler=self.sampler,
-            collate_fn=collate,
-            generator=torch.Generator(),
-        )
-        self.test_loader: DataLoader[Any] = DataLoader(
-            test_data, TEST_BATCH, collate_fn=collate, generator=torch.Generator()
-        )
-        self.batches = len(self.loader)  # in an epoch
+        self.batches = len(self.sampler)  # in an epoch
 
-        assert options.sizes is not None
         torch.manual_seed(options.seed)
         try:
             model = FusedMLP(options.sizes).to(device)
         except RuntimeError as error:  # no memory for them
             text = ",".join(map(str, options.sizes))
             raise Fault(f"--sizes {text}: {str(error).splitlines()[0]}") from error
-        self.trainees = [Trainee(FUSED, model, options.lr)]
-        if options.compare:
-            twin = copy.deepcopy(model.as_sequential())
-            self.trainees.append(Trainee(PLAIN, twin, options.lr))
+        task = Task(train_data, test_data, self.sampler, options.lr)
+        slower = LOOPS[: LOOPS.index(options.loop)] if options.compare else ()
+        self.trainees = [make_trainee(name, copy.deepcopy(model), task) for name in slower]
+        self.main = make_trainee(options.loop, model, task)
+        self.trainees.append(self.main)
 
         self.epoch = 0  # epochs done
         self.batch = 0  # batches done of the next one
         self.seconds = 0.0  # spent on them
-        self.loss_difference = 0.0  # greatest so far between the two networks, of one batch
+        self.turns = 0  # runs of batches since the program's start
 
     def run(self) -> None:
         """Trains for the epochs that are left."""
@@ -145,30 +142,32 @@ class Training:
             print(f"already trained for {self.epoch} epochs: nothing left to do", flush=True)
             return
         total, done = self.options.epochs * self.batches, self.epoch * self.batches + self.batch
-        with _Progress(total, done) as progress, _Signals() as signals:
+        with Bar(total, done=done, leave=False) as bar, _Signals() as signals:
             while self.epoch < self.options.epochs:
-                self._run_epoch(progress, signals)
+                self._run_epoch(bar, signals)
 
-    def _run_epoch(self, progress: _Progress, signals: _Signals) -> None:
-        self.sampler.seek(self.epoch, first=self.batch)
+    def _run_epoch(self, bar: Bar, signals: _Signals) -> None:
+        before = self.epoch * self.batches
+        every = BATCHES_A_LINE, self.options.checkpoint_every
         clock = perf_counter()
-        for images, labels in self.loader:
-            images = images.to(self.device).flatten(1)
-            self._train_batch(images, labels.to(self.device), perf_counter() - clock)
-            self.batch += 1
+        self.sampler.seek(self.epoch, first=self.batch)
+        for trainee in self.trainees:
+            trainee.start()
+        for first, end in calls(before + self.batch, before + self.batches, *every):
+            self._learn(end - first)
+            self.batch += end - first
             self.seconds += perf_counter() - clock
-            step = self.epoch * self.batches + self.batch
-            if step % BATCHES_A_LINE == 0:
-                progress.line(self._batch_line())
-            progress.advance()
+            bar.advance(end - first, self.main.window.loss)
+            if end % BATCHES_A_LINE == 0:
+                bar.line(self._batch_line())
             if signals.received:
                 self._interrupt(signals.received)
-            if step % self.options.checkpoint_every == 0 and self.batch < self.batches:
+            if end % self.options.checkpoint_every == 0 and self.batch < self.batches:
                 self.save()
             clock = perf_counter()
         for trainee in self.trainees:
-            trainee.test(self.test_loader, self.device)
-        progress.line(self._epoch_line())
+            trainee.test()
+        bar.line(self._epoch_line())
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
         for trainee in self.trainees:
             trainee.epoch = Tally()
@@ -176,27 +175,25 @@ class Training:
         if signals.received and self.epoch < self.options.epochs:
             self._interrupt(signals.received)
 
-    def _train_batch(self, images: Tensor, labels: Tensor, fetching: float) -> None:
-        """One step of each network; fetching: seconds that the batch took to come."""
-        # Who comes second finds the batch in the cache: they take turns.
-        turns = self.trainees if self.batch % 2 == 0 else self.trainees[::-1]
-        for trainee in turns:
-            start = perf_counter()
-            logits, loss = trainee.step(images, labels)
-            if len(turns) > 1 and self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # before the clock is read
-            stepped = perf_counter()
-            trainee.count(logits, loss, labels)
-            trainee.step_seconds.append(stepped - start)
-            trainee.whole_seconds.append(perf_counter() - start + fetching)
-            if not math.isfinite(trainee.loss):
-                raise Fault(
-                    f"the {trainee.name} network's training loss is {trainee.loss} in epoch "
-                    f"{self.epoch + 1}, batch {self.batch + 1}: try a smaller --lr than "
-                    f"{self.options.lr:g}"
-                )
-        losses = [trainee.loss for trainee in self.trainees]
-        self.loss_difference = max(self.loss_difference, max(losses) - min(losses))
+    def _learn(self, batches: int) -> None:
+        """Each network learns from the next batches."""
+        # Who comes later finds them in the cache: they take turns.
+        turn = self.turns % len(self.trainees)
+        self.turns += 1
+        losses = {}
+        for trainee in self.trainees[turn:] + self.trainees[:turn]:
+            losses[trainee.name] = trainee.learn(batches)
+            for batch, loss in enumerate(losses[trainee.name], start=self.batch + 1):
+                if not math.isfinite(loss):
+                    raise Fault(
+                        f"the {trainee.name} loop's training loss is {loss} in epoch "
+                        f"{self.epoch + 1}, batch {batch}: try a smaller --lr than "
+                        f"{self.options.lr:g}"
+                    )
+        for trainee in self.trainees[1:]:
+            pairs = zip(losses[PLAIN], losses[trainee.name], strict=True)
+            difference = max(abs(a - b) for a, b in pairs)
+            trainee.loss_difference = max(trainee.loss_difference, difference)
 
     def _interrupt(self, signum: int) -> None:
         self.save()
@@ -212,13 +209,16 @@ class Training:
     def header(self) -> str:
         options, (train_data, test_data) = self.options, self.data
         height, width = train_data.images.shape[1:]
-        model = self.trainees[0].model
         example = torch.zeros(options.batch_size, height * width, device=self.device)
-        why_plain = model.why_plain(example)
+        model = self.main.model
+        why_plain = model.why_plain(example) if isinstance(model, FusedMLP) else "--loop plain"
         path = f"not fused: {why_plain}" if why_plain else "fused"
         if self.device.type == "cpu" and not why_plain:
             path += f" ({get_isa()})"
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        loop = f"{self.main.name}: {_LOOPS[self.main.name]}"
+        if options.compare:
+            loop = f"{_row(t.name for t in self.trainees)}, in turns on the same batches"
         assert options.sizes is not None
         return "\n".join(
             (
@@ -228,56 +228,55 @@ class Training:
                 f"network   {'-'.join(map(str, options.sizes))}, seed {options.seed}, {path}",
                 f"training  {options.epochs} epochs of {self.batches} batches of "
                 f"{options.batch_size}, SGD with lr {options.lr:g}, {self.device}{threads}",
+                f"loop      {loop}",
             )
         )
 
     def _batch_line(self) -> str:
         """The means since the last such line, which end the stretch they are of."""
-        for trainee in self.trainees:
-            trainee.curve.append(
-                (self.epoch + self.batch / self.batches, trainee.window.loss, trainee.window.error)
-            )
-        networks = "  | plain ".join(
-            f"train loss {t.window.loss:.4f}  train error {t.window.error:5.2f} %"
-            for t in self.trainees
-        )
-        for trainee in self.trainees:
+        windows = [trainee.window for trainee in self.trainees]
+        for trainee, window in zip(self.trainees, windows, strict=True):
+            at = self.epoch + self.batch / self.batches
+            trainee.curve.append((at, window.loss, window.error))
             trainee.window = Tally()
-        return f"epoch {self.epoch + 1:3d}  batch {self.batch:4d}  {networks}"
+        return f"epoch {self.epoch + 1:3d}  batch {self.batch:4d}  {_means(windows)}"
 
     def _epoch_line(self) -> str:
-        networks = "  | plain ".join(
-            f"train loss {t.epoch.loss:.4f}  train error {t.epoch.error:5.2f} %  "
-            f"test error {t.test_errors[-1]:5.2f} %"
-            for t in self.trainees
-        )
-        return f"epoch {self.epoch + 1:3d}  {networks}  {self.seconds:.2f} s"
+        means = _means([trainee.epoch for trainee in self.trainees])
+        errors = _row(f"{trainee.test_errors[-1]:5.2f}" for trainee in self.trainees)
+        return f"epoch {self.epoch + 1:3d}  {means}  test error {errors} %  {self.seconds:.2f} s"
 
     def comparison(self) -> str:
         """What --compare found: differences, and times if batches were trained."""
-        fused, plain = self.trainees
-        parameters = max(
-            float((a.detach() - b.detach()).abs().max())
-            for a, b in zip(fused.model.parameters(), plain.model.parameters(), strict=True)
-        )
-        errors = max(
-            (abs(a - b) for a, b in zip(fused.test_errors, plain.test_errors, strict=True)),
-            default=0.0,
-        )
+        plain, *others = self.trainees
+
+        def parameter_difference(trainee: Trainee) -> float:
+            pairs = zip(trainee.model.parameters(), plain.model.parameters(), strict=True)
+            return max(float((a.detach() - b.detach()).abs().max()) for a, b in pairs)
+
+        def error_difference(trainee: Trainee) -> float:
+            pairs = zip(trainee.test_errors, plain.test_errors, strict=True)
+            return max((abs(a - b) for a, b in pairs), default=0.0)
+
         lines = [
-            "fused against plain nn.Linear: greatest difference",
-            f"  of a batch's loss   {self.loss_difference:.2e}",
-            f"  of a parameter      {parameters:.2e}, in the end",
-            f"  of the test error   {errors:.2f} %",
+            f"{_row(t.name for t in others)} against plain: greatest difference",
+            f"  of a batch's loss   {_row(f'{t.loss_difference:.2e}' for t in others)}",
+            f"  of a parameter      {_row(f'{parameter_difference(t):.2e}' for t in others)}"
+            ", in the end",
+            f"  of the test error   {_row(f'{error_difference(t):.2f}' for t in others)} %",
         ]
-        if fused.step_seconds:
-            lines.append("microseconds a batch, median: plain / fused = ratio")
+        if plain.step_seconds:
+            names = _row(t.name for t in self.trainees)
+            lines.append(f"microseconds a batch, median: {names} (times as fast as plain)")
             for what, seconds in (
-                ("training step    ", [plain.step_seconds, fused.step_seconds]),
-                ("with data loading", [plain.whole_seconds, fused.whole_seconds]),
+                ("training step    ", [t.step_seconds for t in self.trainees]),
+                ("with data loading", [t.whole_seconds for t in self.trainees]),
             ):
-                a, b = (median(each) * 1e6 for each in seconds)
-                lines.append(f"  {what}   {a:.0f} / {b:.0f} = {a / b:.2f}")
+                times = [median(each) * 1e6 for each in seconds]
+                ratios = _row(f"{times[0] / time:.2f}" for time in times[1:])
+                lines.append(f"  {what}   {_row(f'{time:.0f}' for time in times)} ({ratios})")
+            if self.main.name == STEP:
+                lines.append("  step loads its data within the call, which is what both lines show")
         return "\n".join(lines)
 
     # ---- state -------------------------------------------------------------------------------
@@ -289,7 +288,7 @@ class Training:
         for trainee in self.trainees:  # not over a good one
             if not all(bool(p.isfinite().all()) for p in trainee.model.parameters()):
                 raise Fault(
-                    f"the {trainee.name} network's parameters are no longer finite: try a smaller "
+                    f"the {trainee.name} loop's parameters are no longer finite: try a smaller "
                     f"--lr than {self.options.lr:g}; {self.options.checkpoint} is left as it was"
                 )
         checkpoint.save(self.options.checkpoint, self.state())
@@ -297,12 +296,11 @@ class Training:
     def state(self) -> dict[str, Any]:
         """All that restore() needs. The batches' order follows from seed, epoch and batch."""
         return {
-            **self.trainees[0].state(),
-            PLAIN: self.trainees[1].state() if self.options.compare else None,
+            **self.main.state(),
+            **{trainee.name: trainee.state() for trainee in self.trainees[:-1]},
             "epoch": self.epoch,
             "batch": self.batch,
             "seconds": self.seconds,
-            "loss_difference": self.loss_difference,
             "options": {name: getattr(self.options, name) for name in KEPT},
             "data": self._fingerprint(),
         }
@@ -314,11 +312,10 @@ class Training:
         try:
             if state["data"] != self._fingerprint():
                 raise CheckpointError(f"{file}: was trained on other data than these")
-            self.trainees[0].restore(state)
-            if self.options.compare:
-                self.trainees[1].restore(state[PLAIN])
+            self.main.restore(state)
+            for trainee in self.trainees[:-1]:
+                trainee.restore(state[trainee.name])
             self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-            self.loss_difference = state["loss_difference"]
         except (AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{file}: does not hold what --resume needs") from error
         remove_drafts(file)
@@ -335,113 +332,14 @@ class Training:
         return self._digest
 
 
-class Trainee:
-    """A network in training, and what it has shown so far."""
-
-    def __init__(self, name: str, model: Any, lr: float) -> None:
-        self.name = name
-        self.model = model
-        self.criterion = nn.CrossEntropyLoss()
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-        self.loss = 0.0  # of the last batch
-        self.window = Tally()  # since the last line
-        self.epoch = Tally()
-        self.curve: list[tuple[float, float, float]] = []  # epochs, loss, error in %: the lines
-        self.test_errors: list[float] = []  # in %, one an epoch
-        self.step_seconds = array("d")  # of each batch since the program's start
-        self.whole_seconds = array("d")  # with fetching the batch and counting its errors
-
-    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """images: float32 [n, pixels]; labels: int64 [n]. Returns logits [n, classes], the loss."""
-        logits = self.model(images)
-        loss = self.criterion(logits, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return logits, loss
-
-    def count(self, logits: Tensor, loss: Tensor, labels: Tensor) -> None:
-        self.loss = loss.item()
-        wrong = int((logits.detach().argmax(1) != labels).sum())
-        for tally in (self.window, self.epoch):
-            tally.add(self.loss, wrong, len(labels))
-
-    def test(self, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> None:
-        """Adds the present test error to test_errors."""
-        tally = Tally()
-        self.model.eval()
-        with torch.no_grad():
-            for images, labels in loader:
-                predicted = self.model(images.to(device).flatten(1)).argmax(1)
-                tally.add(0.0, int((predicted != labels.to(device)).sum()), len(labels))
-        self.model.train()
-        self.test_errors.append(tally.error)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "window": dataclasses.astuple(self.window),
-            "tally": dataclasses.astuple(self.epoch),
-            "curve": self.curve,
-            "test_errors": self.test_errors,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.window, self.epoch = Tally(*state["window"]), Tally(*state["tally"])
-        self.curve, self.test_errors = state["curve"], state["test_errors"]
+def _row(values: Iterable[str]) -> str:
+    """One value a network, in the order of the loops."""
+    return " / ".join(values)
 
 
-@dataclasses.dataclass
-class Tally:
-    """Sums over samples, and their means."""
-
-    losses: float = 0.0
-    wrong: int = 0
-    samples: int = 0
-
-    def add(self, loss: float, wrong: int, samples: int) -> None:
-        """loss: the mean of these samples."""
-        self.losses += loss * samples
-        self.wrong += wrong
-        self.samples += samples
-
-    @property
-    def loss(self) -> float:
-        return self.losses / self.samples
-
-    @property
-    def error(self) -> float:
-        """In percent."""
-        return 100 * self.wrong / self.samples
-
-
-class EpochSampler(Sampler[Any]):
-    """Batches of rows, int64 [n]: every row once an epoch, in an order that seed and epoch decide.
-
-    Nothing else does: a training goes on in the middle of an epoch without a generator's history.
-    """
-
-    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
-        self.rows = rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.seek(0)
-
-    def seek(self, epoch: int, first: int = 0) -> None:
-        """The next iteration is of this epoch, from batch `first` on."""
-        self.epoch, self.first = epoch, first
-
-    def __iter__(self) -> Iterator[Any]:
-        # A text as seed is hashed: neighbouring seeds and epochs have nothing in common.
-        seed = random.Random(f"{self.seed} {self.epoch}").getrandbits(32)
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))
-        return iter(order.split(self.batch_size)[self.first :])
-
-    def __len__(self) -> int:
-        return -(-self.rows // self.batch_size) - self.first
+def _means(tallies: Sequence[Tally]) -> str:
+    losses = _row(f"{tally.loss:.4f}" for tally in tallies)
+    return f"train loss {losses}  train error {_row(f'{tally.error:5.2f}' for tally in tallies)} %"
 
 
 # ---- options ---------------------------------------------------------------------------------
@@ -473,7 +371,10 @@ def _settle(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
         raise Fault(f"{file}: exists already: give --resume to go on, --overwrite to replace it")
     saved = checkpoint.load(file)
     try:
-        kept = {name: saved["options"][name] for name in KEPT}
+        # Before there was a choice, the loop was the fused one.
+        kept = {name: {"loop": FUSED, **saved["options"]}[name] for name in KEPT}
+        if kept["loop"] not in LOOPS:  # one of a later version
+            raise LookupError
     except (LookupError, TypeError) as error:
         raise CheckpointError(f"{file}: does not hold what --resume needs") from error
     _check_agreement(file, wishes, kept)
@@ -481,6 +382,8 @@ def _settle(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
 
 
 def _check_agreement(file: str, wishes: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    if kept["compare"] and "loop" in wishes:
+        raise CheckpointError(f"{file}: was trained with --compare: leave out --loop")
     for name in KEPT:
         free = name in ("epochs", "data_dir")  # may grow; has a fingerprint
         if free or name not in wishes or wishes[name] == kept[name]:
@@ -493,6 +396,20 @@ def _check_agreement(file: str, wishes: Mapping[str, Any], kept: Mapping[str, An
             for value in (kept[name], wishes[name])
         )
         raise CheckpointError(f"{file}: was trained with {flag} {was}, not {wish}")
+
+
+def _loop(options: Options, device: torch.device, saved: object) -> str:
+    """The loop asked for, or the fastest that the device allows."""
+    if options.loop is None:
+        return STEP if device.type == "cpu" else FUSED
+    if options.loop == STEP and device.type != "cpu":
+        if saved:
+            raise CheckpointError(
+                f"{options.checkpoint}: was trained by TrainStep, which runs on the CPU, not on "
+                f"{device}: give --device cpu"
+            )
+        raise Fault(f"--loop step runs on the CPU, not on {device}: give --loop fused")
+    return options.loop
 
 
 def _device(name: str) -> torch.device:
@@ -559,35 +476,6 @@ def _sizes(options: Options, train_data: ImageDataset, test_data: ImageDataset) 
 # ---- terminal --------------------------------------------------------------------------------
 
 
-class _Progress(contextlib.AbstractContextManager["_Progress"]):
-    """Lines on stdout, over a bar on stderr where that is a terminal and tqdm is installed."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-
-                self.bar = tqdm(
-                    total=total, initial=done, unit="batch", leave=False, dynamic_ncols=True
-                )
-
-    def line(self, text: str) -> None:
-        if self.bar is None:
-            print(text, flush=True)
-        else:
-            self.bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
-
-    def advance(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 class _Signals(contextlib.AbstractContextManager["_Signals"]):
     """Ctrl-C and a request to terminate, as a wish to be granted between two batches.
 
@@ -635,8 +523,9 @@ def _draw(file: str, training: Training) -> None:
     """Error and loss against epochs."""
     figure = _matplotlib().Figure(figsize=(10, 4), layout="constrained")
     error_axes, loss_axes = figure.subplots(1, 2)
-    for trainee in training.trainees:
-        style = {"linestyle": "--" if trainee.name == PLAIN else "-"}
+    # The curves nearly coincide: those drawn later leave gaps for the earlier ones.
+    for trainee, line in zip(reversed(training.trainees), ("-", "--", ":"), strict=False):
+        style = {"linestyle": line}
         epochs, losses, errors = list(zip(*trainee.curve, strict=True)) or [()] * 3
         label = f" ({trainee.name})" if len(training.trainees) > 1 else ""
         error_axes.plot(epochs, errors, label=f"training{label}", linewidth=1, **style)

@@ -188,7 +188,8 @@ class TrainStep:
         Raises:
             TypeError, ValueError: data or arguments that do not fit; what ``step(x, y)`` raises.
         """
-        from fastmlp._fit import Bar, Tally, as_table, calls, epoch_order  # torch's data tools
+        from fastmlp._fit import Report, as_table, calls, epoch_order  # torch's data tools
+        from fastmlp._progress import Bar, Tally
 
         for name, value in (
             ("batch_size", batch_size), ("epochs", epochs), ("callback_every", callback_every),
@@ -210,20 +211,26 @@ class TrainStep:
         dtype = next(self.model.parameters()).dtype
         buffer = torch.empty(batch_size, features, dtype=dtype)
         reports = []
+
+        def report(tally: Tally, epoch: int, batch: int) -> Report:
+            error = tally.wrong / tally.rows if classes else None
+            return Report(epoch, batch, batches, tally.loss, error)
+
         with Bar(epochs * batches, progress) as bar:
             for epoch in range(1, epochs + 1):
                 order = epoch_order(rows, shuffle, generator)[:used]
                 whole, since = Tally(), Tally()
-                for first, end in calls(batches, callback_every):
+                for first, end in calls(0, batches, callback_every):
                     chosen = order[first * batch_size : end * batch_size]
                     losses, correct = self._steps(buffer, table, chosen)
+                    classes = int(correct[-1]) >= 0
                     for tally in (whole, since):
-                        tally.add(losses, correct, len(chosen), batch_size)
+                        tally.add(losses.tolist(), correct.tolist(), len(chosen), batch_size)
                     bar.advance(end - first, float(losses[-1]))
                     if callback is not None and (end % callback_every == 0 or end == batches):
-                        callback(since.report(epoch, end, batches))
+                        callback(report(since, epoch, end))
                         since = Tally()
-                reports.append(whole.report(epoch, batches, batches))
+                reports.append(report(whole, epoch, batches))
         return reports
 
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:

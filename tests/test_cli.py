@@ -16,7 +16,7 @@ from image_files import random_images, write_idx
 
 import fastmlp
 from fastmlp import train
-from fastmlp._options import Options
+from fastmlp._options import LOOPS, Options
 from fastmlp.cli import main
 from fastmlp.data import download
 
@@ -113,6 +113,8 @@ def test_python_m_fastmlp_is_the_command(tmp_path: Path) -> None:
         (["train", "--data", "letters"], "--data"),
         (["train", "--data", "digits", "--data-dir", "x"], "not allowed with"),
         (["train", "--resume", "--overwrite"], "not allowed with"),
+        (["train", "--loop", "fast"], "--loop: invalid choice: 'fast'"),
+        (["train", "--loop", "plain", "--compare"], "--compare: not allowed with argument --loop"),
     ],
 )
 def test_wrong_arguments_are_one_line(fails: Any, arguments: list[str], says: str) -> None:
@@ -175,6 +177,12 @@ def test_a_device_that_cannot_be_used(fails: Any, device: str) -> None:
     assert f"--device {device}: cannot be used: " in fails("train", "--device", device)
 
 
+def test_the_step_loop_off_the_cpu(fails: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "_device", lambda name: torch.device("meta"))
+    told = fails("train", "--data-dir", data, "--loop", "step")
+    assert told == "fastmlp: --loop step runs on the CPU, not on meta: give --loop fused\n"
+
+
 def test_faulty_places_are_found_before_the_training(
     fails: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,11 +221,13 @@ def test_an_extension_that_cannot_be_loaded_is_one_line(
 # ---- faults in the training ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_loss_that_is_not_a_number_ends_the_training(
-    fails: Any, data: Path, tmp_path: Path
+    fails: Any, data: Path, tmp_path: Path, loop: str
 ) -> None:
     file = tmp_path / "c.pt"
-    go = ("train", "--data-dir", data, "--checkpoint", file, "--checkpoint-every", 1)
+    go = ("train", "--data-dir", data, "--checkpoint", file, "--checkpoint-every", 1,
+          "--loop", loop)  # fmt: skip
     told = fails(*go, "--lr", "1e30", "--sizes", "24,16,16,10", "--epochs", 9)
     assert "try a smaller --lr" in told
     assert re.search("loss is (nan|inf) in epoch 1, batch|no longer finite", told)

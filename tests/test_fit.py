@@ -1,6 +1,7 @@
 """TrainStep.fit: the batches, the numbers and the reports of the plain loop over a DataLoader."""
 
 import copy
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmlp import FusedMLP, TrainStep
+from fastmlp import FusedMLP, TrainStep, _fit
 from fastmlp.data import Compose, ImageDataset, Normalize, ToTensor
 
 SIZES = [12, 9, 3]
@@ -135,6 +136,43 @@ def test_bytes_are_normalised(dtype: torch.dtype) -> None:
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 100), (37, 61), (64, 64)])
+def test_runs_of_batches_end_where_they_must(
+    first: int, end: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fit, "_SECONDS_A_CALL", 1e6)  # as long as they may be
+    runs = list(_fit.calls(first, end, 10, 24))
+    assert [row for a, b in runs for row in range(a, b)] == list(range(first, end))
+    for a, b in runs:
+        assert a < b
+        assert not any(i % 10 == 0 or i % 24 == 0 for i in range(a + 1, b))
+    if first == 0:
+        assert [b - a for a, b in runs[:4]] == [1, 2, 4, 3]
+
+
+def test_runs_of_batches_take_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(_fit, "perf_counter", lambda: now)
+    sizes = []
+    for a, b in _fit.calls(0, 30, 1000):
+        sizes.append(b - a)
+        now += (b - a) * (1 / 128 if a < 15 else 1 / 16)  # exact, and slower from batch 15 on
+    assert sizes == [1, 2, 4, 8, 12, 1, 1, 1]
+
+
+def test_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tqdm")
+    make()[1].fit(table(), 10, epochs=2, progress=True)
+    told = capsys.readouterr().err
+    assert "12/12" in told
+    assert "loss=" in told
+    make()[1].fit(table(), 10)  # stderr is no terminal
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match="pip install tqdm"):
+        make()[1].fit(table(), 10, progress=True)
 
 
 def test_interrupted_between_two_batches() -> None:

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from image_files import mnist_folder, needs_mnist, random_images, write_idx
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastmlp import FusedMLP, checkpoint
+from fastmlp import FusedMLP, _fit, checkpoint, train
+from fastmlp._loops import EpochSampler, LoopTrainee, StepTrainee
+from fastmlp._options import LOOPS, Options
 from fastmlp.cli import main
-from fastmlp.data import Compose, DigitsDataset, Normalize, ToTensor, collate
-from fastmlp.train import EpochSampler
+from fastmlp.data import Compose, DigitsDataset, ImageDataset, Normalize, ToTensor, collate
 
 ROWS, BATCH = 1030, 50
 BATCHES = -(-ROWS // BATCH)
@@ -52,6 +54,20 @@ def run(*arguments: object) -> None:
 def lines(text: str) -> list[str]:
     """Those that tell of batches and epochs, without the times."""
     return [re.sub(r"  \d+\.\d+ s$", "", line) for line in text.splitlines() if line[:5] == "epoch"]
+
+
+def numbers(line: str) -> dict[str, list[float]]:
+    """The numbers of such a line by what they are, one a network."""
+    found = re.findall(r"(train loss|train error|test error) ([\d./ ]+)", line)
+    return {what: [float(value) for value in row.split("/")] for what, row in found}
+
+
+def make_training(
+    train_set: ImageDataset, test_set: ImageDataset, device: str = "cpu", **options: Any
+) -> train.Training:
+    sizes = (train_set.images[0].numel(), 300, 10)
+    return train.Training(Options(sizes=sizes, **options), torch.device(device),
+                          train_set, test_set)  # fmt: skip
 
 
 def assert_same(a: Any, b: Any, at: str = "") -> None:
@@ -96,37 +112,87 @@ def test_it_learns_the_embedded_digits(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"test error {100 * wrong / len(labels):5.2f} %" in lines(told)[-1]
 
 
-def test_loss_curves_of_fused_and_plain_coincide() -> None:
+def test_loss_curves_of_the_loops_coincide() -> None:
     """They part by no more than float32 parts from float64.
 
-    Every rounding of the plain float32 run, at its place, is of the same size in the fused one, and
-    is carried on by the same steps. So the distances of both from the run in float64 are sums of
-    equally large, independent terms; the fused one may be four times the plain one.
+    Every rounding of the plain float32 run, at its place, is of the same size in the other two (the
+    inputs of TrainStep among them: the bytes times a rounded scale, plus a rounded shift), and is
+    carried on by the same steps. So the distances of all from the run in float64 are sums of
+    equally large, independent terms; the others' may be four times the plain one.
     """
     pytest.importorskip("sklearn")
-    train_set = DigitsDataset(True, Compose([ToTensor(), Normalize((0.3057,), (0.3595,))]))
-    fused = FusedMLP([784, 300, 10])
-    plain = copy.deepcopy(fused.as_sequential())
-    models = [fused, plain, copy.deepcopy(plain).double()]
-    losses: list[list[float]] = [[], [], []]
+    mean, std = 0.3057, 0.3595
+    transform = Compose([ToTensor(), Normalize((mean,), (std,))])
+    train_set = DigitsDataset(True, transform)
+    training = make_training(train_set, train_set, loop="step", compare=True)
+    plain, fused, step = training.trainees
+    kinds = [type(trainee.model) for trainee in training.trainees]
+    assert kinds == [nn.Sequential, FusedMLP, FusedMLP]
+    assert isinstance(fused, LoopTrainee)
+    assert isinstance(step, StepTrainee)
+    model = copy.deepcopy(plain.model).double()
+    images = (train_set.images.double().flatten(1) / 255 - mean) / std
+    losses: dict[str, list[float]] = {name: [] for name in (*LOOPS, "exact")}
     for epoch in range(3):
-        sampler = EpochSampler(len(train_set), BATCH, seed=epoch)
-        loader = DataLoader(train_set, batch_sampler=sampler, collate_fn=collate)
-        for images, labels in loader:
-            for model, curve in zip(models, losses, strict=True):
-                dtype = next(model.parameters()).dtype
-                loss = nn.functional.cross_entropy(model(images.flatten(1).to(dtype)), labels)
-                loss.backward()
-                with torch.no_grad():
-                    for parameter in model.parameters():
-                        assert parameter.grad is not None
-                        parameter -= 0.01 * parameter.grad
-                        parameter.grad = None
-                curve.append(loss.item())
-    assert fused.why_plain(images.flatten(1)) is None
-    ours, theirs, exact = torch.tensor(losses, dtype=torch.float64)
+        training.sampler.seek(epoch)
+        for rows in training.sampler:
+            loss = nn.functional.cross_entropy(model(images[rows]), train_set.labels[rows])
+            loss.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter -= training.options.lr * parameter.grad
+                    parameter.grad = None
+            losses["exact"].append(loss.item())
+        for trainee in training.trainees:
+            trainee.start()
+            for batches in (1, training.batches - 1):
+                losses[trainee.name] += trainee.learn(batches)
+    assert fused.model.why_plain(images[:50].float()) is None  # type: ignore[operator]
+    theirs, *ours, exact = torch.tensor(list(losses.values()), dtype=torch.float64)
     assert exact[-1] < exact[0] / 2
-    assert (ours - exact).abs().max() <= 4 * (theirs - exact).abs().max()
+    for curve in ours:
+        assert (curve - exact).abs().max() <= 4 * (theirs - exact).abs().max()
+
+
+def test_the_loops_print_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to rounding each by itself, and exactly what each prints beside the others."""
+    pytest.importorskip("sklearn")
+    told: dict[str, list[dict[str, list[float]]]] = {}
+    for name in LOOPS:
+        run("--epochs", 4, "--loop", name, "--checkpoint", tmp_path / f"{name}.pt")
+        text = capsys.readouterr().out
+        assert f"loop      {name}: " in text
+        assert ("seed 0, not fused: --loop plain\n" if name == "plain" else "fused (") in text
+        told[name] = [numbers(line) for line in lines(text)]
+        assert len(told[name]) == 4 + 1
+    # A curve's distance is some 1e-6, see above: the fourth decimal may fall to the other side. So
+    # may a prediction whose two greatest outputs are as near; more than one a line are not.
+    bounds = {
+        "train loss": 1.1e-4,
+        "train error": 100 / 1442 + 0.011,
+        "test error": 100 / 355 + 0.011,
+    }
+    for name in ("fused", "step"):
+        for ours, theirs in zip(told[name], told["plain"], strict=True):
+            assert ours.keys() == theirs.keys()
+            for what, values in theirs.items():
+                assert ours[what] == pytest.approx(values, rel=0, abs=bounds[what])
+
+    run("--epochs", 4, "--compare", "--checkpoint", tmp_path / "compare.pt")
+    text = capsys.readouterr().out
+    assert "loop      plain / fused / step, in turns on the same batches\n" in text
+    compared = [numbers(line) for line in lines(text)]
+    assert compared == [
+        {what: [told[name][i][what][0] for name in LOOPS] for what in line}
+        for i, line in enumerate(told["plain"])
+    ]
+    state = checkpoint.load(tmp_path / "compare.pt")
+    for name, twin in (("plain", state["plain"]), ("fused", state["fused"]), ("step", state)):
+        alone = checkpoint.load(tmp_path / f"{name}.pt")
+        assert alone["options"]["loop"] == name
+        assert_same(alone["model"], twin["model"])  # others beside it change nothing
+        assert alone["curve"] == twin["curve"]
 
 
 def test_the_example_learns_too(
@@ -142,10 +208,11 @@ def test_the_example_learns_too(
 
 
 @needs_mnist
+@pytest.mark.parametrize("loop", LOOPS)
 def test_mnist_after_an_epoch_is_as_the_lecture_has_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], loop: str
 ) -> None:
-    run("--data-dir", mnist_folder(), "--epochs", 1)
+    run("--data-dir", mnist_folder(), "--epochs", 1, "--loop", loop)
     told = capsys.readouterr().out
     assert "Normalize(mean=(0.1307,), std=(0.3081,))" in told
     assert "training  1 epochs of 1200 batches of 50, SGD with lr 0.01" in told
@@ -153,23 +220,123 @@ def test_mnist_after_an_epoch_is_as_the_lecture_has_it(
     assert float(error) < 9  # the plain loop: 8.10
 
 
-def test_compare_prints_both_curves_and_their_difference(
+def test_compare_prints_all_curves_and_their_difference(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("--data-dir", data, "--epochs", 6, "--compare", "--checkpoint", tmp_path / "c.pt")
     told = capsys.readouterr().out
-    assert all(len(re.findall("train error", line)) == 2 for line in lines(told))
+    for line in lines(told):
+        wanted = {"train loss", "train error"} | (set() if "batch" in line else {"test error"})
+        assert numbers(line).keys() == wanted
+        assert all(len(values) == 3 for values in numbers(line).values())
     assert len(lines(told)) == 6 + 6 * BATCHES // 100
-    for what in ("a batch's loss", "a parameter", "the test error", "training step", "with data"):
-        assert what in told
     state = checkpoint.load(tmp_path / "c.pt")
-    twins = zip(state["model"].items(), state["plain"]["model"].items(), strict=True)
-    difference = max(float((a - b).abs().max()) for (_, a), (_, b) in twins)
-    assert f"{difference:.2e}" in told
-    run("--data-dir", data, "--epochs", 6, "--checkpoint", tmp_path / "alone.pt")
-    alone = checkpoint.load(tmp_path / "alone.pt")
-    assert_same(alone["model"], state["model"])  # a twin beside it changes nothing
-    assert alone["curve"] == state["curve"]
+
+    def greatest(twin: dict[str, Any]) -> str:
+        pairs = zip(state["plain"]["model"].items(), twin["model"].items(), strict=True)
+        return f"{max(float((a - b).abs().max()) for (_, a), (_, b) in pairs):.2e}"
+
+    twins = state["fused"], state
+    both = " / ".join(f"{twin['loss_difference']:.2e}" for twin in twins)
+    assert f"  of a batch's loss   {both}\n" in told
+    both = " / ".join(greatest(twin) for twin in twins)
+    assert f"  of a parameter      {both}, in the end\n" in told
+    assert re.search(r"  of the test error   \d\.\d\d / \d\.\d\d %\n", told)
+    for what in ("training step    ", "with data loading"):
+        ((times, ratios),) = re.findall(rf"  {what}   (\d+ / \d+ / \d+) \(([\d. /]+)\)\n", told)
+        plain, *others = (float(time) for time in times.split(" / "))
+        for time, ratio in zip(others, ratios.split(" / "), strict=True):
+            # All are rounded: the times to a microsecond, the ratio to a hundredth.
+            least, most = (plain - 0.5) / (time + 0.5), (plain + 0.5) / (time - 0.5)
+            assert least - 0.006 <= float(ratio) <= most + 0.006
+
+
+def test_compare_takes_turns(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network comes first, second and third equally often."""
+    came: list[str] = []
+
+    def noted(learn: Any) -> Any:
+        return lambda self, batches: came.append(self.name) or learn(self, batches)
+
+    for kind in (LoopTrainee, StepTrainee):
+        monkeypatch.setattr(kind, "learn", noted(kind.learn))
+    run("--data-dir", data, "--epochs", 1, "--compare", "--checkpoint-every", 1)
+    assert len(came) == 3 * BATCHES
+    for place in range(3):
+        assert sorted(came[place::3]) == sorted(LOOPS * (BATCHES // 3))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_checkpoint_is_plain_pytorch(data: Path, tmp_path: Path, loop: str) -> None:
+    run("--data-dir", data, "--epochs", 1, "--loop", loop, "--checkpoint", tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    model = nn.Sequential(nn.Linear(24, 300), nn.ReLU(), nn.Linear(300, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    model(torch.rand(3, 24)).sum().backward()
+    optimizer.step()
+
+
+def test_the_plain_loop_fetches_items_one_by_one_in_the_same_batches() -> None:
+    images, labels = random_images(70)
+    seen: list[Tensor] = []
+
+    def spy(image: Tensor) -> Tensor:
+        seen.append(image)
+        return ToTensor()(image)
+
+    spy.on_batches = True  # type: ignore[attr-defined]
+    data = ImageDataset(images, labels, spy)
+    training = make_training(data, data, loop="fused", compare=True)
+    training.sampler.seek(3, first=1)
+    batches: list[list[Any]] = []
+    for trainee in training.trainees:
+        assert isinstance(trainee, LoopTrainee)
+        trainee.start()
+        batches.append(list(trainee.batches))
+    assert [list(image.shape) for image in seen] == [[1, 4, 6]] * 20 + [[20, 1, 4, 6]]
+    for (a, b), (c, d) in zip(*batches, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+def test_another_device_has_the_two_loops_that_run_there() -> None:
+    data = ImageDataset(*random_images(70), ToTensor())
+    device = torch.device("meta")
+    assert train._loop(Options(), device, None) == "fused"
+    assert train._loop(Options(), torch.device("cpu"), None) == "step"
+    training = make_training(data, data, "meta", loop="fused", compare=True)
+    assert [trainee.name for trainee in training.trainees] == ["plain", "fused"]
+    assert {str(p.device) for t in training.trainees for p in t.model.parameters()} == {"meta"}
+    told = training.header()
+    assert "not fused: " in told
+    assert "loop      plain / fused, in turns" in told
+    assert "loop      fused: " in make_training(data, data, "meta", loop="fused").header()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loss_that_is_not_a_number_is_told_with_its_batch(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    """The same in the middle of a run of batches as where each run is a single batch."""
+    told, ends = [], []
+
+    def single(*limits: int) -> Iterator[tuple[int, int]]:
+        for first, end in _fit.calls(*limits):
+            ends.append(end)
+            yield first, end
+
+    for runs in (lambda first, end, *every: [(first, end)], single):
+        monkeypatch.setattr(train, "calls", runs)
+        go = ("--data-dir", data, "--sizes", "24,16,16,10", "--lr", "1e10", "--loop", loop)
+        assert main(["train", *map(str, go), "--checkpoint-every", "1"]) == 1
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert told[0].startswith(f"fastmlp: the {loop} loop's training loss is ")
+    (batch,) = re.findall(r"loss is (?:nan|inf) in epoch 1, batch (\d+): try a smaller", told[0])
+    assert 1 < int(batch) == ends[-1] == len(ends) < BATCHES
 
 
 def test_the_seed_decides_and_the_threads_do_not(data: Path, tmp_path: Path, threads: int) -> None:
@@ -184,7 +351,7 @@ def test_the_seed_decides_and_the_threads_do_not(data: Path, tmp_path: Path, thr
 
 
 def test_training_leaves_the_global_generator_to_the_network(data: Path) -> None:
-    run("--data-dir", data, "--epochs", 1, "--seed", 5)
+    run("--data-dir", data, "--epochs", 1, "--seed", 5, "--compare")
     after = torch.get_rng_state()
     torch.manual_seed(5)
     FusedMLP([24, 300, 10])
@@ -216,11 +383,18 @@ def test_lines_go_over_a_progress_bar_on_a_terminal(data: Path) -> None:
 @pytest.mark.parametrize("ending", ["png", "svg"])
 @pytest.mark.parametrize("epochs", [1, 5])  # of 21 batches: without a line and with one
 def test_plot(data: Path, tmp_path: Path, ending: str, epochs: int) -> None:
-    pytest.importorskip("matplotlib")
+    matplotlib = pytest.importorskip("matplotlib")
     file = tmp_path / f"plot.{ending}"
+    matplotlib.rcParams["svg.fonttype"] = "none"  # leaves words as words
     run("--data-dir", data, "--epochs", epochs, "--compare", "--plot", file)
-    start = file.read_bytes()[:8]
-    assert start == b"\x89PNG\r\n\x1a\n" if ending == "png" else start.startswith(b"<?xml")
+    content = file.read_bytes()
+    if ending == "png":
+        assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    else:
+        assert content.startswith(b"<?xml")
+        for name in LOOPS:
+            assert content.count(f">training ({name})<".encode()) == 2
+            assert content.count(f">test ({name})<".encode()) == 1
 
 
 # ---- the sampler -----------------------------------------------------------------------------
@@ -234,6 +408,7 @@ def test_each_epoch_has_every_row_in_an_order_of_its_own() -> None:
         batches = [batch.tolist() for batch in sampler]
         assert [len(batch) for batch in batches] == [15] * 6 + [10]
         assert len(sampler) == 7
+        assert sampler.order().tolist() == [row for batch in batches for row in batch]
         orders.append([row for batch in batches for row in batch])
         assert sorted(orders[-1]) == list(range(100))
         assert [batch.tolist() for batch in sampler] == batches
@@ -252,11 +427,16 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("loop", ["--compare", *(f"--loop={name}" for name in LOOPS)])
 def test_resumed_after_each_batch_it_comes_to_the_same(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    loop: str,
 ) -> None:
     whole, pieces = tmp_path / "whole.pt", tmp_path / "pieces.pt"
-    go = ("--data-dir", data, "--epochs", 5, "--compare")
+    go = ("--data-dir", data, "--epochs", 5, loop)
     run(*go, "--checkpoint", whole)
     wanted = lines(capsys.readouterr().out)
 
@@ -298,7 +478,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "c.pt"
-    go = ("--data-dir", data, "--epochs", 100, "--checkpoint", file, "--checkpoint-every", 10)
+    go = ("--data-dir", data, "--epochs", 200, "--checkpoint", file, "--checkpoint-every", 10)
     for seen in (0, 30):  # lines before the kill
         with start(tmp_path, *go, "--resume") as process:
             assert process.stdout is not None
@@ -309,7 +489,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(
             process.kill()
         assert process.returncode == -signal.SIGKILL
     reached = checkpoint.load(file)["epoch"]
-    assert 0 < reached < 100
+    assert 0 < reached < 200
     run("--checkpoint", file, "--resume")  # the rest is known
     told = capsys.readouterr().out
     assert f"resumed   {file}: {reached} epochs" in told
@@ -322,13 +502,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(
     assert_same(checkpoint.load(file), checkpoint.load(tmp_path / "whole.pt"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("signum", "loop"),
+    [(signal.SIGINT, "step"), *((signal.SIGTERM, name) for name in LOOPS)],
+)
 def test_a_signal_saves_and_ends_cleanly(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], signum: signal.Signals
+    data: Path, tmp_path: Path, signum: signal.Signals, loop: str
 ) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "c.pt"
-    go = ("--data-dir", data, "--epochs", 400, "--checkpoint", file)
+    go = ("--data-dir", data, "--epochs", 4000, "--checkpoint", file, "--loop", loop)
     with start(tmp_path, *go, "--plot", tmp_path / "p.png") as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -345,7 +528,7 @@ def test_a_signal_saves_and_ends_cleanly(
     assert (tmp_path / "p.png").exists()
 
     run("--checkpoint", file, "--resume", "--epochs", epoch + 1)
-    run(*go[:2], "--epochs", epoch + 1, "--checkpoint", tmp_path / "whole.pt")
+    run(*go[:2], "--epochs", epoch + 1, "--loop", loop, "--checkpoint", tmp_path / "whole.pt")
     assert_same(checkpoint.load(file), checkpoint.load(tmp_path / "whole.pt"))
 
 
@@ -398,6 +581,7 @@ def test_an_existing_checkpoint_is_replaced_only_on_demand(
         (["--batch-size", "49"], "was trained with --batch-size 50, not 49"),
         (["--seed", "1"], "was trained with --seed 0, not 1"),
         (["--sizes", "24,5,10"], "was trained with --sizes 24,300,10, not 24,5,10"),
+        (["--loop", "fused"], "was trained with --loop step, not fused"),
         (["--compare"], "was trained without --compare"),
     ],
 )
@@ -432,6 +616,94 @@ def test_a_resumed_training_must_have_the_same_data(
     write_idx(moved, images, labels, train=True)
     assert main([*go, "--data-dir", str(moved)]) == 1
     assert f"{file}: was trained on other data than these" in capsys.readouterr().err
+
+
+def test_a_resumed_comparison_stays_one(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.pt"
+    run("--data-dir", data, "--epochs", 1, "--compare", "--checkpoint", file)
+    go = ["train", "--checkpoint", str(file), "--resume", "--epochs", "2"]
+    assert main([*go, "--loop", "step"]) == 1
+    told = capsys.readouterr().err
+    assert told == f"fastmlp: {file}: was trained with --compare: leave out --loop\n"
+    assert main(go) == 0
+    assert "loop      plain / fused / step, in turns" in capsys.readouterr().out
+
+
+def test_what_only_the_cpu_can_go_on_with(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.pt"
+    run("--data-dir", data, "--epochs", 1, "--checkpoint", file)
+    before = file.read_bytes()
+    monkeypatch.setattr(train, "_device", lambda name: torch.device("meta"))
+    assert main(["train", "--checkpoint", str(file), "--resume", "--epochs", "2"]) == 1
+    told = capsys.readouterr().err
+    where = "was trained by TrainStep, which runs on the CPU, not on meta: give --device cpu"
+    assert told == f"fastmlp: {file}: {where}\n"
+    assert file.read_bytes() == before
+
+
+def as_before_there_were_loops(state: dict[str, Any], compare: bool) -> dict[str, Any]:
+    """A fused training's state in the form that fastmlp saved when it knew no other."""
+    options = {name: value for name, value in state["options"].items() if name != "loop"}
+    twin = dict(state["plain"]) if compare else None
+    if twin:
+        del twin["loss_difference"]
+    old = {name: value for name, value in state.items() if name not in ("format", "plain")}
+    return {**old, "plain": twin, "options": {**options, "compare": compare}}
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_checkpoint_from_before_there_were_loops_goes_on_as_fused(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    compare: bool,
+) -> None:
+    go = {"data_dir": str(data), "epochs": 3, "loop": "fused", "compare": compare}
+    whole, file = tmp_path / "whole.pt", tmp_path / "c.pt"
+    train.train({**go, "checkpoint": str(whole)})
+    wanted = lines(capsys.readouterr().out)
+
+    save = checkpoint.save
+
+    def save_old_and_die(path: str, content: dict[str, Any]) -> None:
+        save(path, as_before_there_were_loops(content, compare))
+        if content["batch"] == 8:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_old_and_die)
+    with pytest.raises(Killed):
+        train.train({**go, "checkpoint": str(file), "checkpoint_every": 29})
+    monkeypatch.undo()
+    capsys.readouterr()
+    before = file.read_bytes()
+    assert main(["train", "--checkpoint", str(file), "--resume", "--loop", "step"]) == 1
+    says = "with --compare: leave out --loop" if compare else "with --loop fused, not step"
+    assert capsys.readouterr().err == f"fastmlp: {file}: was trained {says}\n"
+    assert file.read_bytes() == before
+    run("--checkpoint", file, "--resume")
+    told = capsys.readouterr().out
+    assert f"loop      {'plain / fused, in turns' if compare else 'fused: '}" in told
+    assert f"resumed   {file}: 1 epochs and 8 batches\n" in told
+    assert lines(told) == wanted[1:]
+    assert_same(checkpoint.load(file), checkpoint.load(whole))
+
+
+def test_a_loop_of_a_later_version_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.pt"
+    run("--data-dir", data, "--epochs", 1, "--checkpoint", file)
+    state = checkpoint.load(file)
+    state["options"]["loop"] = "faster"
+    checkpoint.save(file, state)
+    assert main(["train", "--checkpoint", str(file), "--resume"]) == 1
+    told = capsys.readouterr().err
+    assert told == f"fastmlp: {file}: does not hold what --resume needs\n"
 
 
 @pytest.mark.parametrize("missing", ["optimizer", "options", "data", "epoch", "window"])

@@ -1,0 +1,86 @@
+"""What a training tells on its way: sums over its batches, and a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Tally:
+    """Sums over rows, and their means."""
+
+    losses: float = 0.0
+    wrong: int = 0
+    rows: int = 0
+
+    def add(
+        self, losses: Iterable[float], correct: Iterable[int], rows: int, batch_size: int
+    ) -> None:
+        """Adds batches: the mean loss and the right predictions of each; the last one may have
+        fewer rows.
+
+        One batch after the other, so that the sums are the same however the batches come divided.
+        """
+        for loss, right in zip(losses, correct, strict=True):
+            size = min(batch_size, rows)
+            rows -= size
+            self.losses += loss * size
+            self.wrong += size - right
+            self.rows += size
+
+    @property
+    def loss(self) -> float:
+        return self.losses / self.rows
+
+    @property
+    def error(self) -> float:
+        """In percent."""
+        return 100 * self.wrong / self.rows
+
+
+class Bar(contextlib.AbstractContextManager["Bar"]):
+    """A progress bar on stderr, and lines on stdout above it.
+
+    Args:
+        total: batches in all.
+        wanted: whether there is a bar; None: where stderr is a terminal and tqdm is installed.
+        done: batches that were done before.
+        leave: whether the bar stays when it is closed.
+    """
+
+    def __init__(
+        self, total: int, wanted: bool | None = None, *, done: int = 0, leave: bool = True
+    ) -> None:
+        self.bar: Any = None
+        if wanted or (wanted is None and sys.stderr.isatty()):
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                if wanted:
+                    raise ImportError(
+                        "fastmlp.TrainStep.fit: progress=True needs tqdm: pip install tqdm"
+                    ) from None
+            else:
+                self.bar = tqdm(
+                    total=total, initial=done, leave=leave, unit="batch", dynamic_ncols=True
+                )
+
+    def advance(self, batches: int, loss: float) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.update(batches)
+
+    def line(self, text: str) -> None:
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
