@@ -18,6 +18,7 @@ constexpr int64_t kRows = 64, kElements = 16384;
 
 // Elements of simple work that are worth a thread.
 constexpr int64_t kElementsPerThread = 20000;
+constexpr int64_t kRowsCost = 2;  // of an element that is gathered, in these
 
 int team_size(int64_t elements, int max_threads) {
   return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, max_threads));
@@ -219,9 +220,18 @@ template <typename T>
 void gather(const uint8_t* from, int64_t stride, const int64_t* rows, int64_t count,
             int64_t features, T scale, T shift, T* to, int max_threads) {
   const Kernels<T>& kernels = active_kernels<T>();
-  run_team(team_size(count * features, max_threads), [&](Member member) {
-    for (int64_t i = member.begin(count); i < member.end(count); ++i)
-      kernels.convert(features, from + rows[i] * stride, scale, shift, to + i * features);
+  // The rows lie anywhere in memory: the way to them takes longer than their conversion.
+  constexpr int64_t kAhead = 4, kLine = 64;
+  run_team(team_size(kRowsCost * count * features, max_threads), [&](Member member) {
+    const int64_t begin = member.begin(count), end = member.end(count);
+    for (int64_t i = begin - kAhead; i < end; ++i) {
+      if (i + kAhead < end) {
+        const uint8_t* const next = from + rows[i + kAhead] * stride;
+        for (int64_t j = 0; j < features; j += kLine) __builtin_prefetch(next + j, 0, 0);
+      }
+      if (i >= begin)
+        kernels.convert(features, from + rows[i] * stride, scale, shift, to + i * features);
+    }
   });
 }
 
