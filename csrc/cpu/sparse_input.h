@@ -91,7 +91,7 @@ class SparseInput {
   // Of a layer with n outputs; `threads`: the most that will share its work.
   SparseInput(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> x, int threads)
       : kernels_(&kernels), m_(m), n_(n), k_(k), x_(x), s_(x) {
-    if (m < kLeastRows || k < kLeastFeatures || n < kernels.width) return;
+    if (m < kLeastRows || k < kLeastFeatures || n < kernels.width || m * k > kMostElements) return;
     sample();
     if (!likely_) return;
     rows_ = Steps(m, kernels.wide.rows, k);
@@ -136,7 +136,8 @@ class SparseInput {
     }
     if (background_ != 0 && member.index == 0) std::fill_n(rest_ + m_ * k_, k_, background_);
   }
-  bool forward_pays() const { return rows_.listed() < 0.7; }
+  // Packing the weight takes as long as some rows of x would.
+  bool forward_pays() const { return rows_.listed() < 0.95 - 11 / static_cast<double>(m_); }
 
   // … and by features, after the rows. All members have to wait again.
   void scan_features(Member member) const {
@@ -150,7 +151,10 @@ class SparseInput {
       });
     }
   }
-  bool gradient_pays() const { return features_.listed() < 0.7; }
+  // Tiles of little depth, and unpacking.
+  bool gradient_pays() const {
+    return features_.listed() < 0.69 * (1 - 10 / static_cast<double>(m_));
+  }
 
   // z[m, n] = x · weightᵀ, this member's columns. kept: where to keep the weight's panels, or where
   // they are already if `packed`; null: nowhere. done(row, rows, column, columns, bias) is called
@@ -277,6 +281,8 @@ class SparseInput {
   };
 
   static constexpr int64_t kLeastRows = 16, kLeastFeatures = 64;
+  // Of x: what is scanned takes memory, five bytes an element.
+  static constexpr int64_t kMostElements = 1 << 22;
   static constexpr int kSamples = 64;
   static constexpr int64_t kBlockFeatures = 1024;  // of a panel of gradients
   // Features of a packed panel whose sums are formed while they are in the first-level cache.
@@ -286,10 +292,12 @@ class SparseInput {
   // 1981).
   void sample() {
     T values[kSamples];
-    const int64_t step = (m_ * k_ - 1) / (kSamples - 1);
     int votes = 0;
     for (int i = 0; i < kSamples; ++i) {
-      values[i] = *x_.at(i * step / k_, i * step % k_).data;
+      // By the golden ratio, so that no regular pattern of x meets them.
+      const double place = std::fmod(i * 0.6180339887498949, 1.0) * static_cast<double>(m_ * k_);
+      const int64_t element = static_cast<int64_t>(place);
+      values[i] = *x_.at(element / k_, element % k_).data;
       if (votes == 0) background_ = values[i];
       votes += values[i] == background_ ? 1 : -1;
     }
