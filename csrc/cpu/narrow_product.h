@@ -37,6 +37,9 @@ class NarrowProduct {
     rows_ = EvenParts(m - turned_, divide_up(m - turned_, kernels.dot_rows));
   }
 
+  void place_a(const T* a, T* c) { a_.data = a, c_ = c; }
+  void place_b(const T* b, T* c) { b_.data = b, c_ = c; }
+
   // Whether it is faster than the tiled product, which packs bᵀ.
   static bool pays(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k) {
     // The dot form pays about 3 steps an element for its final sums, transposing b costs about k/4

@@ -75,31 +75,30 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[0];
     sparse = SparseInput<T>(kernels, problem.batch, layer.out_features, layer.in_features,
                             Matrix<T>{problem.input, problem.input_stride, 1}, max_threads);
-    if (problem.kept)
+    if (problem.kept && (sparse.likely() || problem.kept->newer))
       panels = WeightPanels<T>(kernels, layer.out_features, layer.in_features, max_threads);
     buffers.add(sparse.forward_elements());
-    build(nullptr);
+    products.reserve(problem.layers.size());
+    int64_t stride = problem.input_stride;
+    for (const Layer<T>& l : problem.layers) {
+      products.emplace_back(kernels, problem.batch, l.out_features, l.in_features,
+                            Matrix<T>{nullptr, stride, 1}, Matrix<T>{l.weight, 1, l.weight_stride});
+      buffers.add(products.back());
+      stride = l.out_features;
+    }
   }
 
-  // Without a workspace only its size is computed.
-  void build(T* workspace) {
-    products.clear(), sums.clear(), outputs.clear();
-    products.reserve(problem.layers.size());
-    Matrix<T> input{problem.input, problem.input_stride, 1};
+  void place(T* workspace) {
+    const T* input = problem.input;
     for (size_t l = 0; l < problem.layers.size(); ++l) {
       const Layer<T>& layer = problem.layers[l];
-      T* output = layer.output ? layer.output : workspace ? workspace + (l % 2) * scratch : nullptr;
-      outputs.push_back(output);
-      sums.push_back(layer.sums ? layer.sums : output);
-      products.emplace_back(kernels, problem.batch, layer.out_features, layer.in_features, input,
-                            Matrix<T>{layer.weight, 1, layer.weight_stride}, sums.back());
-      buffers.add(products.back());
-      input = {output, layer.out_features, 1};
+      outputs.push_back(layer.output ? layer.output : workspace + (l % 2) * scratch);
+      sums.push_back(layer.sums ? layer.sums : outputs.back());
+      products[l].place(input, sums.back());
+      input = outputs.back();
     }
-    if (!workspace) return;
     buffers.place(workspace + 2 * scratch);
-    if (!sparse.likely()) return;
-    sparse.place(workspace + 2 * scratch + buffers.elements(threads));
+    if (sparse.likely()) sparse.place(workspace + 2 * scratch + buffers.elements(threads));
   }
 
   int64_t workspace_elements() const {
@@ -212,45 +211,48 @@ struct BackwardPass<T>::State {
       scratch = std::max(scratch, aligned<T>((problem.forward.batch + 1) *
                                              problem.forward.layers[0].out_features));
     }
-    build(nullptr);
+    weight_products.reserve(layers - first);
+    input_products.reserve(layers - first);
+    for (int64_t l = first; l < layers; ++l) add_products(l);
+  }
+
+  // The last layer's dL/dz is the incoming gradient itself where there is no activation to go
+  // through.
+  bool given(int64_t l) const {
+    return l + 1 == layers && problem.forward.layers[l].activation == Activation::identity &&
+           !(l == 0 && sparse);
+  }
+
+  void add_products(int64_t l) {
+    const auto& all = problem.forward.layers;
+    const Layer<T>& layer = all[l];
+    const int64_t batch = problem.forward.batch;
+    const int64_t stride = given(l) ? problem.grad_output_stride : layer.out_features;
+    grad_sums_stride.push_back(stride);
+    const Matrix<T> input = l > 0
+                                ? Matrix<T>{all[l - 1].output, all[l - 1].out_features, 1}
+                                : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
+    const LayerGradient<T>& gradient = problem.gradients[l];
+    weight_products.emplace_back(kernels, gradient.trains_weight() ? layer.out_features : 0,
+                                 layer.in_features, batch, Matrix<T>{nullptr, 1, stride}, input);
+    if (!gradient.weight) weight_products.back().add_scaled(weight_scale(l));
+    input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features,
+                                layer.out_features, Matrix<T>{nullptr, stride, 1},
+                                Matrix<T>{layer.weight, layer.weight_stride, 1});
+    buffers.add(weight_products.back());
+    buffers.add(input_products.back());
   }
 
   bool needs_input_gradient(int64_t l) const { return l > first || problem.grad_input; }
 
-  T* scratch_of(T* workspace, int64_t l) const {
-    return workspace ? workspace + (l % kScratches) * scratch : nullptr;
-  }
-
-  void build(T* workspace) {
-    weight_products.clear(), input_products.clear(), grad_sums.clear(), grad_sums_stride.clear();
-    const auto& all = problem.forward.layers;
-    const int64_t batch = problem.forward.batch;
+  void place(T* workspace) {
+    const auto scratch_of = [&](int64_t l) { return workspace + (l % kScratches) * scratch; };
     for (int64_t l = first; l < layers; ++l) {
-      const Layer<T>& layer = all[l];
-      // The last layer's dL/dz is the incoming gradient itself where there is no activation to go
-      // through.
-      const bool given =
-          l + 1 == layers && layer.activation == Activation::identity && !(l == 0 && sparse);
-      grad_sums.push_back(given ? problem.grad_output : scratch_of(workspace, l));
-      grad_sums_stride.push_back(given ? problem.grad_output_stride : layer.out_features);
-      const T* dz = grad_sums.back();
-      const int64_t dz_stride = grad_sums_stride.back();
-      const Matrix<T> input =
-          l > 0 ? Matrix<T>{all[l - 1].output, all[l - 1].out_features, 1}
-                : Matrix<T>{problem.forward.input, problem.forward.input_stride, 1};
-      const LayerGradient<T>& gradient = problem.gradients[l];
-      weight_products.emplace_back(kernels, gradient.trains_weight() ? layer.out_features : 0,
-                                   layer.in_features, batch, Matrix<T>{dz, 1, dz_stride}, input,
-                                   weight_sum(l));
-      if (!gradient.weight) weight_products.back().add_scaled(weight_scale(l));
-      T* grad_input = l > first ? scratch_of(workspace, l - 1) : problem.grad_input;
-      input_products.emplace_back(kernels, needs_input_gradient(l) ? batch : 0, layer.in_features,
-                                  layer.out_features, Matrix<T>{dz, dz_stride, 1},
-                                  Matrix<T>{layer.weight, layer.weight_stride, 1}, grad_input);
-      buffers.add(weight_products.back());
-      buffers.add(input_products.back());
+      const T* dz = given(l) ? problem.grad_output : scratch_of(l);
+      grad_sums.push_back(dz);
+      weight_products[l - first].place(dz, weight_sum(l));
+      input_products[l - first].place(dz, l > first ? scratch_of(l - 1) : problem.grad_input);
     }
-    if (!workspace) return;
     buffers.place(workspace + kScratches * scratch);
     if (sparse == &own_sparse)
       own_sparse.place(workspace + kScratches * scratch + buffers.elements(threads));
@@ -384,7 +386,7 @@ int64_t ForwardPass<T>::kept_elements() const {
 template <typename T>
 void ForwardPass<T>::run(T* workspace) {
   State& s = *state_;
-  s.build(workspace);
+  s.place(workspace);
   run_team(s.threads, [&s](Member member) { s.work(member); });
   if (s.problem.kept && !s.uses_sparse()) s.problem.kept->newer = false;
 }
@@ -403,7 +405,7 @@ template <typename T>
 void BackwardPass<T>::run(T* workspace) {
   State& s = *state_;
   if (s.first == s.layers) return;
-  s.build(workspace);
+  s.place(workspace);
   run_team(s.threads, [&s](Member member) { s.work(member); });
   if (s.kept) s.kept->newer = s.kept->may_wait && s.sparse->gradient_pays();
 }

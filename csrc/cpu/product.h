@@ -13,9 +13,9 @@ template <typename T>
 class Product {
  public:
   // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
-  // columns (row_stride 1).
+  // columns (row_stride 1). Where a and c lie may be told later.
   Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
-          T* c)
+          T* c = nullptr)
       : column_(b.col_stride != 1 && n == 1),
         narrow_(column_ || (b.col_stride != 1 && NarrowProduct<T>::pays(kernels, m, n, k))) {
     const Matrix<T> b_transposed{b.data, b.col_stride, b.row_stride};
@@ -25,6 +25,16 @@ class Product {
       narrow_product_ = {kernels, m, n, k, a, b_transposed, c};
     } else {
       tiled_product_ = {kernels, m, n, k, a, b, c};
+    }
+  }
+
+  void place(const T* a, T* c) {
+    if (column_) {
+      narrow_product_.place_b(a, c);
+    } else if (narrow_) {
+      narrow_product_.place_a(a, c);
+    } else {
+      tiled_product_.place_a(a, c);
     }
   }
 

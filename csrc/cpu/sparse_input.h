@@ -51,8 +51,12 @@ class WeightPanels {
 
   // weight[panel's outputs, features from … from + count - 1] = the rows of a panel.
   void unpack(int64_t panel, int64_t from, int64_t count, const T* rows, T* weight) const {
-    kernels_->pack_transposed(count, columns(panel), rows, width(panel),
-                              weight + begin(panel) * k_ + from, k_, count);
+    // A vector of outputs at a time, each of them a row, a page, of the weight.
+    for (int64_t c = 0; c < columns(panel); c += kernels_->width) {
+      kernels_->pack_transposed(count, std::min<int64_t>(kernels_->width, columns(panel) - c),
+                                rows + c, width(panel), weight + (begin(panel) + c) * k_ + from, k_,
+                                count);
+    }
   }
   // This member's share of a whole weight.
   void unpack(Member member, const T* panels, T* weight) const {
@@ -136,8 +140,7 @@ class SparseInput {
     }
     if (background_ != 0 && member.index == 0) std::fill_n(rest_ + m_ * k_, k_, background_);
   }
-  // Packing the weight takes as long as some rows of x would.
-  bool forward_pays() const { return rows_.listed() < 0.95 - 11 / static_cast<double>(m_); }
+  bool forward_pays() const { return forward_cost(rows_.listed()) < 1; }
 
   // … and by features, after the rows. All members have to wait again.
   void scan_features(Member member) const {
@@ -151,10 +154,7 @@ class SparseInput {
       });
     }
   }
-  // Tiles of little depth, and unpacking.
-  bool gradient_pays() const {
-    return features_.listed() < 0.69 * (1 - 10 / static_cast<double>(m_));
-  }
+  bool gradient_pays() const { return gradient_cost(features_.listed()) < 1; }
 
   // z[m, n] = x · weightᵀ, this member's columns. kept: where to keep the weight's panels, or where
   // they are already if `packed`; null: nowhere. done(row, rows, column, columns, bias) is called
@@ -283,10 +283,18 @@ class SparseInput {
   static constexpr int64_t kLeastRows = 16, kLeastFeatures = 64;
   // Of x: what is scanned takes memory, five bytes an element.
   static constexpr int64_t kMostElements = 1 << 22;
-  static constexpr int kSamples = 64;
+  static constexpr int kSamples = 128;
   static constexpr int64_t kBlockFeatures = 1024;  // of a panel of gradients
   // Features of a packed panel whose sums are formed while they are in the first-level cache.
   static constexpr int64_t kPackDepth = 64;
+
+  // Of the time of the dense product, as measured, where so many steps are listed. Packing the
+  // weight takes as long as some rows of x, looking at x as some columns of W.
+  double forward_cost(double listed) const { return 1.15 * listed + cost_beside(12, 25); }
+  double gradient_cost(double listed) const { return 0.8 * listed + cost_beside(22, 35); }
+  double cost_beside(double rows, double columns) const {
+    return 0.1 + rows / static_cast<double>(m_) + columns / static_cast<double>(n_);
+  }
 
   // The most frequent of some elements all over x, if it is more than half of them (Boyer and Moore
   // 1981).
@@ -301,8 +309,11 @@ class SparseInput {
       if (votes == 0) background_ = values[i];
       votes += values[i] == background_ ? 1 : -1;
     }
-    likely_ = std::isfinite(background_) &&
-              2 * std::count(values, values + kSamples, background_) > kSamples;
+    if (!std::isfinite(background_)) return;
+    const auto others = static_cast<double>(kSamples) -
+                        static_cast<double>(std::count(values, values + kSamples, background_));
+    // A tile's rows or features have their values at different places.
+    likely_ = forward_cost(1.5 * others / kSamples) < 1;
   }
 
   template <typename Item>

@@ -40,6 +40,7 @@ class TiledProduct {
     group_ = b.col_stride == 1 ? kPanelGroup : 1;
   }
 
+  void place_a(const T* a, T* c) { a_.data = a, c_ = c; }
   // c += scale · a · b instead.
   void add_scaled(T scale) { add_ = true, scale_ = scale; }
 
