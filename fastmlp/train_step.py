@@ -165,7 +165,8 @@ class TrainStep:
         The rows are visited in the order of ``DataLoader(dataset, batch_size, shuffle,
         drop_last=drop_last, generator=generator)`` for the same state of the generator, and the
         data set is not copied. Ctrl-C takes effect between two batches and leaves the model and the
-        optimizer's state as after the last of them.
+        optimizer's state as after the last of them. They are complete whenever the callback runs,
+        and not in between: another thread had better not read them meanwhile.
 
         Args:
             dataset: ``(inputs, targets)``, a ``TensorDataset`` of two tensors, or a data set of

@@ -4,61 +4,69 @@
 // 1.9 times as fast at 8 × 2048 × 2048 where the tile does it. Packed ones are, and lose by it.
 constexpr int64_t kRowsAhead = 16;
 
-// How a tile comes from one step of k to the next: along rows of b that are neighbours, or far
-// apart, or to those of a list.
-enum class Walk { near, far, listed };
-
-// The outer-product form: rows × vectors accumulators stay in registers; each step of k loads one
-// row of b by vectors and one column of a element by element. a needs no packing: its `rows`
-// streams stay in the first-level cache while the caller walks the tiles of a panel of b (packed,
-// 12×2 and 14×2 tiles measured no faster than 8×3 unpacked). A masked load takes a step of the
-// multiply-add units, so the last vector is masked only where it has to be: 5 % of an 8×3 tile.
-template <typename T, int rows, int vectors, bool full, Walk walk>
-FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t k,
-                                 const int32_t* list, const T* a, int64_t a_row_stride,
-                                 int64_t a_col_stride, const T* b, int64_t b_stride,
-                                 typename Vec<T>::Mask tail, T* c, int64_t c_stride) {
+// One step of k of a tile: a row of b by vectors, a column of a element by element. A masked load
+// takes a step of the multiply-add units, so the last vector is masked only where it has to be: 5 %
+// of an 8×3 tile.
+template <typename T, int rows, int vectors, bool full>
+FASTMLP_INLINE void add_product(typename Vec<T>::Reg (&sum)[rows][vectors], const T* a,
+                                int64_t a_row_stride, const T* b, typename Vec<T>::Mask tail) {
   using V = Vec<T>;
   constexpr int last = vectors - 1;
+  typename V::Reg row[vectors];
+  FASTMLP_UNROLL
+  for (int j = 0; j < last; ++j) row[j] = V::load(b + j * V::width);
+  row[last] = full ? V::load(b + last * V::width) : V::load(b + last * V::width, tail);
+  FASTMLP_UNROLL
+  for (int i = 0; i < rows; ++i) {
+    const auto element = V::set1(a[i * a_row_stride]);
+    FASTMLP_UNROLL
+    for (int j = 0; j < vectors; ++j) sum[i][j] = V::fma(element, row[j], sum[i][j]);
+  }
+}
+
+// The outer-product form: rows × vectors accumulators stay in registers. a needs no packing: its
+// `rows` streams stay in the first-level cache while the caller walks the tiles of a panel of b
+// (packed, 12×2 and 14×2 tiles measured no faster than 8×3 unpacked).
+template <typename T, int rows, int vectors, bool full, bool far>
+FASTMLP_INLINE void add_all(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t k, const T* a,
+                            int64_t a_row_stride, int64_t a_col_stride, const T* b,
+                            int64_t b_stride, typename Vec<T>::Mask tail, T* c, int64_t c_stride) {
+  using V = Vec<T>;
   // The tile of c comes from memory while its sums are formed, one vector of columns after the
-  // other: all at once held up the lines of b behind them, 1 % of a product of 1024 × 1024. Lists
-  // are short and of any length, and each end of a loop is one that the processor does not foresee.
-  const int64_t run = walk == Walk::listed ? k : k / vectors + 1;
+  // other: all at once held up the lines of b behind them, 1 % of a product of 1024 × 1024.
+  const int64_t run = k / vectors + 1;
   for (int64_t begin = 0; begin < k; begin += run, c += V::width) {
     FASTMLP_UNROLL
-    for (int i = 0; i < rows; ++i) {
-      FASTMLP_UNROLL
-      for (int j = 0; j < (walk == Walk::listed ? vectors : 1); ++j)
-        __builtin_prefetch(c + (i + (walk == Walk::listed ? rows : 0)) * c_stride + j * V::width,
-                           1);
-    }
-    const int64_t end = k < begin + run ? k : begin + run;
-    for (int64_t p = begin; p < end; ++p) {
-      const T *left = a, *right = b;
-      if constexpr (walk == Walk::listed) {
-        left += list[p] * a_col_stride;
-        right += list[p] * b_stride;
-      }
-      if constexpr (walk == Walk::far) {
+    for (int i = 0; i < rows; ++i) __builtin_prefetch(c + i * c_stride, 1);
+    const int64_t steps = k - begin < run ? k - begin : run;
+    for (int64_t p = 0; p < steps; ++p) {
+      if constexpr (far) {
         FASTMLP_UNROLL
         for (int j = 0; j < vectors; ++j)
           __builtin_prefetch(b + kRowsAhead * b_stride + j * V::width);
       }
-      typename V::Reg row[vectors];
-      FASTMLP_UNROLL
-      for (int j = 0; j < last; ++j) row[j] = V::load(right + j * V::width);
-      row[last] = full ? V::load(right + last * V::width) : V::load(right + last * V::width, tail);
-      FASTMLP_UNROLL
-      for (int i = 0; i < rows; ++i) {
-        const auto element = V::set1(left[i * a_row_stride]);
-        FASTMLP_UNROLL
-        for (int j = 0; j < vectors; ++j) sum[i][j] = V::fma(element, row[j], sum[i][j]);
-      }
-      if constexpr (walk != Walk::listed) {
-        a += a_col_stride;
-        b += b_stride;
-      }
+      add_product<T, rows, vectors, full>(sum, a, a_row_stride, b, tail);
+      a += a_col_stride;
+      b += b_stride;
     }
+  }
+}
+
+// The same over the steps of a list. Lists are short and of any length, and each end of a loop is
+// one that the processor does not foresee: one loop, and the tile of c is fetched before it.
+template <typename T, int rows, int vectors, bool full>
+FASTMLP_INLINE void add_listed(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t k,
+                               const int32_t* list, const T* a, int64_t a_row_stride,
+                               int64_t a_col_stride, const T* b, int64_t b_stride,
+                               typename Vec<T>::Mask tail, T* c, int64_t c_stride) {
+  FASTMLP_UNROLL
+  for (int i = 0; i < rows; ++i) {
+    FASTMLP_UNROLL
+    for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * Vec<T>::width, 1);
+  }
+  for (int64_t p = 0; p < k; ++p) {
+    add_product<T, rows, vectors, full>(sum, a + list[p] * a_col_stride, a_row_stride,
+                                        b + list[p] * b_stride, tail);
   }
 }
 
@@ -68,14 +76,14 @@ FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int
                                  int64_t a_col_stride, const T* b, int64_t b_stride,
                                  typename Vec<T>::Mask tail, T* c, int64_t c_stride) {
   if (list) {
-    add_products<T, rows, vectors, full, Walk::listed>(sum, k, list, a, a_row_stride, a_col_stride,
-                                                       b, b_stride, tail, c, c_stride);
+    add_listed<T, rows, vectors, full>(sum, k, list, a, a_row_stride, a_col_stride, b, b_stride,
+                                       tail, c, c_stride);
   } else if (b_stride > 2 * vectors * Vec<T>::width) {
-    add_products<T, rows, vectors, full, Walk::far>(sum, k, list, a, a_row_stride, a_col_stride, b,
-                                                    b_stride, tail, c, c_stride);
+    add_all<T, rows, vectors, full, true>(sum, k, a, a_row_stride, a_col_stride, b, b_stride, tail,
+                                          c, c_stride);
   } else {
-    add_products<T, rows, vectors, full, Walk::near>(sum, k, list, a, a_row_stride, a_col_stride, b,
-                                                     b_stride, tail, c, c_stride);
+    add_all<T, rows, vectors, full, false>(sum, k, a, a_row_stride, a_col_stride, b, b_stride, tail,
+                                           c, c_stride);
   }
 }
 

@@ -295,9 +295,12 @@ struct BackwardPass<T>::State {
     const int64_t rows = member.end(problem.forward.batch) - begin;
     const int64_t stride = problem.grad_output_stride;
     const bool flat = stride == n;  // one long row then
-    kernels.derive[static_cast<int>(layer.activation)](
-        flat ? 1 : rows, flat ? rows * n : n, problem.grad_output + begin * stride, stride,
-        saved(layer) + begin * n, n, dz + begin * n, n, layer.slope);
+    const T* const incoming = problem.grad_output + begin * stride;
+    // The identity saves nothing and reads nothing of it: its gradient is copied.
+    const T* const from_forward = saved(layer) ? saved(layer) + begin * n : incoming;
+    kernels.derive[static_cast<int>(layer.activation)](flat ? 1 : rows, flat ? rows * n : n,
+                                                       incoming, stride, from_forward, n,
+                                                       dz + begin * n, n, layer.slope);
     return true;
   }
 
@@ -318,7 +321,7 @@ struct BackwardPass<T>::State {
       T* const sums = const_cast<T*>(dz) + problem.forward.batch * n;  // ours: scratch
       if (begin < end) sum_columns(l, begin, end, sums);
       sparse->gradient(member, Matrix<T>{dz, stride, 1}, kept ? kept->panels : nullptr,
-                       weight_scale(l), buffers.of(member),
+                       kept ? weight_scale(l) : T(1), buffers.of(member),
                        kept && kept->may_wait ? nullptr : weight_sum(l),
                        [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, k); });
       if (gradient.bias) std::copy(sums + begin, sums + end, gradient.bias + begin);

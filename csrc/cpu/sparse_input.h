@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -84,8 +85,11 @@ class WeightPanels {
 // only: of MNIST's pixels, 19 % of them drawn on, 44 % of the steps are left at tiles of 8 rows of
 // x, 40 % at 8 features. Along the features of W as it lies, 48 in a tile, it would be 70 %.
 //
-// Where a weight or a gradient is not finite the zeros count, for 0 · inf is NaN: such panels are
-// computed whole, from x itself.
+// Where a weight or a gradient is not finite, or so large that its sum might not be, the zeros
+// count, for 0 · inf is NaN: such vectors of outputs are computed whole, from x itself.
+//
+// The background adds its own rounding to every element, so it must not be larger than what it is
+// the background of.
 //
 // Every element is summed in an order that depends on the shape, x and the processor alone.
 template <typename T>
@@ -181,14 +185,16 @@ class SparseInput {
           kernels_->column_sums(count, columns, to, width, some_sums);
           for (int64_t c = 0; c < columns; ++c) part_sums[c] += some_sums[c];
         }
-        const bool whole = !finite(columns, part_sums);
-        for (int64_t c = 0; c < columns && !whole; ++c) sums[c] += part_sums[c];
-        const Matrix<T> a = whole ? x_.at(0, k0) : s_.at(0, k0);
-        for (int64_t tile = 0; tile < rows_.count(); ++tile) {
-          const int64_t i = rows_.begin(tile);
-          multiply(rows_, tile, part, whole, 0, a.at(i, 0), Matrix<T>{panel, width, 1}, columns,
-                   z + i * n_ + j, n_, part > 0, T(1));
-        }
+        const double limit = 1.0 / static_cast<double>(rows_.parts().count());
+        for_runs(columns, part_sums, limit, [&](int64_t c, int64_t count, bool whole) {
+          for (int64_t i = c; i < c + count && !whole; ++i) sums[i] += part_sums[i];
+          const Matrix<T> a = whole ? x_.at(0, k0) : s_.at(0, k0);
+          for (int64_t tile = 0; tile < rows_.count(); ++tile) {
+            const int64_t i = rows_.begin(tile);
+            multiply(rows_, tile, part, whole, 0, a.at(i, 0), Matrix<T>{panel + c, width, 1}, count,
+                     z + i * n_ + j + c, n_, part > 0, T(1));
+          }
+        });
       }
       if (background_ != 0) {
         for (int64_t c = 0; c < columns; ++c)
@@ -215,22 +221,17 @@ class SparseInput {
                 const Done& done) const {
     for (int64_t p = panels_.first(member); p < panels_.last(member); ++p) {
       const int64_t j = panels_.begin(p), width = panels_.width(p), columns = panels_.columns(p);
-      const bool whole = !finite(columns, dz.at(m_, j).data);
       for (int64_t tile = 0; tile < features_.count();) {
-        const int64_t from = features_.begin(tile);
+        const int64_t from = features_.begin(tile), first_tile = tile;
         T* const panel = kept ? kept + panels_.offset(p, from) : buffer;
-        for (; tile < features_.count() && features_.begin(tile + 1) - from <= kBlockFeatures;
-             ++tile) {
-          const int64_t f = features_.begin(tile);
-          for (int64_t part = 0; part < features_.parts().count(); ++part) {
-            const int64_t m0 = features_.parts().begin(part);
-            const bool last = part + 1 == features_.parts().count();
-            const Matrix<T> a = (whole ? x_ : s_).at(m0, f);
-            multiply(features_, tile, part, whole, background_ != 0 && last,
-                     Matrix<T>{a.data, 1, a.row_stride}, dz.at(m0, j), columns,
-                     panel + (f - from) * width, width, kept || part > 0, scale);
+        while (tile < features_.count() && features_.begin(tile + 1) - from <= kBlockFeatures)
+          ++tile;
+        for_runs(columns, dz.at(m_, j).data, 1, [&](int64_t c, int64_t count, bool whole) {
+          for (int64_t t = first_tile; t < tile; ++t) {
+            T* const to = panel + (features_.begin(t) - from) * width + c;
+            multiply_all(t, whole, dz.at(0, j + c), count, to, width, kept, scale);
           }
-        }
+        });
         if (weight) panels_.unpack(p, from, features_.begin(tile) - from, panel, weight);
       }
       done(j, columns);
@@ -297,7 +298,7 @@ class SparseInput {
   }
 
   // The most frequent of some elements all over x, if it is more than half of them (Boyer and Moore
-  // 1981).
+  // 1981), and no larger than the others in the mean.
   void sample() {
     T values[kSamples];
     int votes = 0;
@@ -309,9 +310,20 @@ class SparseInput {
       if (votes == 0) background_ = values[i];
       votes += values[i] == background_ ? 1 : -1;
     }
-    if (!std::isfinite(background_)) return;
-    const auto others = static_cast<double>(kSamples) -
-                        static_cast<double>(std::count(values, values + kSamples, background_));
+    double others = 0, squares = 0;
+    for (const T value : values) {
+      if (value == background_) continue;
+      ++others;
+      squares += static_cast<double>(value) * static_cast<double>(value);
+    }
+    if (background_ != 0) {
+      const double size = std::fabs(static_cast<double>(background_));
+      // … and where it is beyond a unit in the last place of the greatest number, s might overflow.
+      if (!(size * size * others <= squares && others > 0 &&
+            size < static_cast<double>(std::numeric_limits<T>::max()) *
+                       static_cast<double>(std::numeric_limits<T>::epsilon())))
+        return;
+    }
     // A tile's rows or features have their values at different places.
     likely_ = forward_cost(1.5 * others / kSamples) < 1;
   }
@@ -354,8 +366,36 @@ class SparseInput {
     return count;
   }
 
-  static bool finite(int64_t n, const T* a) {
-    return std::all_of(a, a + n, [](T value) { return std::isfinite(value); });
+  // run(column, columns, whole) for the columns of a panel: all at once, or one vector after the
+  // other where a sum is so large that it, or the background times it, might not be finite: how
+  // panels are divided between threads must not show. limit: of the sums' share of the range.
+  template <typename Run>
+  void for_runs(int64_t columns, const T* sums, double limit, const Run& run) const {
+    const double factor = std::max(1.0, std::fabs(static_cast<double>(background_)));
+    const auto safe = [&](int64_t c, int64_t count) {
+      return std::all_of(sums + c, sums + c + count, [&](T sum) {
+        return std::fabs(static_cast<double>(sum)) * factor <
+               limit / 4 * static_cast<double>(std::numeric_limits<T>::max());
+      });
+    };
+    if (safe(0, columns)) return run(0, columns, false);
+    for (int64_t c = 0; c < columns; c += kernels_->width) {
+      const int64_t count = std::min<int64_t>(kernels_->width, columns - c);
+      run(c, count, !safe(c, count));
+    }
+  }
+
+  // One tile of the gradient, over the whole batch.
+  void multiply_all(int64_t tile, bool whole, Matrix<T> dz, int64_t columns, T* to, int64_t width,
+                    bool accumulate, T scale) const {
+    for (int64_t part = 0; part < features_.parts().count(); ++part) {
+      const int64_t m0 = features_.parts().begin(part);
+      const bool last = part + 1 == features_.parts().count();
+      const Matrix<T> a = (whole ? x_ : s_).at(m0, features_.begin(tile));
+      multiply(features_, tile, part, whole, background_ != 0 && last,
+               Matrix<T>{a.data, 1, a.row_stride}, dz.at(m0, 0), columns, to, width,
+               accumulate || part > 0, scale);
+    }
   }
 
   // One tile: of all steps, or of those listed and `more` after them.

@@ -77,8 +77,9 @@ void adam(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradie
   // takes as long as ten other operations.
   const auto eps = V::set1(T(u.eps * u.correction2)),
              rate = V::set1(T(-u.lr / u.correction1 * u.correction2));
-  // Beside a larger eps the root of a subnormal square is less than half a unit in the last place.
-  const bool flush = u.eps > 0x1p-40;
+  // Beside a larger eps the root of a subnormal square is less than half a unit in the last place,
+  // even in the first steps, when it counts thirty times.
+  const bool flush = u.eps > 0x1p-35;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t j = 0; j < n; j += V::width) {
       const auto mask = V::first(n - j < V::width ? n - j : V::width);
