@@ -22,6 +22,11 @@ c = 8 roundings is what evaluating an activation may cost (range reduction, poly
 division, the products around it), each relative to the magnitude s of the greatest term in its
 formula; a derivative may be computed from the rounded f(z), as in 1 − tanh², where twice f's error
 joins its own.
+
+An input x = β + s that is mostly β may be multiplied as s W and β Σ W, and in dW as dzᵀ s and β db.
+Then |β| + |s| stands in the first layer's products where |a| stood, and three more roundings may
+follow on one another: those of s, of the product with β, and of the sum of both. They are the
+same sums where β = 0.
 """
 
 from __future__ import annotations
@@ -229,6 +234,7 @@ def exact(
     biases: Sequence[Tensor | None],
     activations: Sequence[Activation],
     grad_output: Tensor | None = None,
+    background: float = 0.0,
 ) -> Results[Bounded]:
     """Output and all gradients of a network.
 
@@ -238,6 +244,7 @@ def exact(
         biases: one (out,) a layer, or None.
         activations: one a layer.
         grad_output: gradient of the output, (..., out); None: forward only.
+        background: β above.
     """
     wider = WIDER[x.dtype]
     # Half the spacing at 1, and as much of the reference's own arithmetic.
@@ -260,22 +267,30 @@ def exact(
         s = np.maximum(size(scale(z)), np.maximum(size(scale(z - dz)), size(scale(z + dz))))
         return roundings * u * s + float(torch.finfo(x.dtype).smallest_normal)
 
-    def product(a: Array, b: Array, da: Array, db: Array, terms: int | None = None) -> Array:
+    def product(a: Array, b: Array, da: Array, db: Array, roundings: int | None = None) -> Array:
         """Bound of a computed a @ b whose factors are off by da and db."""
-        k = a.shape[-1] if terms is None else terms
+        k = a.shape[-1] if roundings is None else roundings
         a, b = size(a), size(b)
         return a @ db + da @ (b + db) + gamma(k) * ((a + da) @ (b + db)) + k * subnormal
+
+    def terms(layer: int, a: Array) -> Array:
+        """The magnitude of what a layer multiplies with its weight."""
+        if layer > 0 or background == 0:
+            return size(a)
+        return size(a - wider(background)) + abs(background)
+
+    more = 3 if background != 0 else 0  # roundings of the first layer's products
 
     batch = x.shape[:-1]
     a = wide(x).reshape(int(np.prod(batch)), x.shape[-1])
     da = np.zeros(a.shape)
     inputs, sums = [], []  # (a, Δa) and (z, Δz) of each layer
-    for weight, bias, act in zip(weights, biases, activations, strict=True):
+    for i, (weight, bias, act) in enumerate(zip(weights, biases, activations, strict=True)):
         w = wide(weight).T
         b = wide(bias) if bias is not None else np.zeros(w.shape[1], wider)
         z = a @ w + b
-        k = w.shape[0] + 1
-        dz = product(a, w, da, np.zeros(w.shape), k) + gamma(k) * size(b)
+        k = w.shape[0] + 1 + (more if i == 0 else 0)
+        dz = product(terms(i, a), w, da, np.zeros(w.shape), k) + gamma(k) * size(b)
         inputs.append((a, da))
         sums.append((z, dz))
         a, da = act.f(z), act.sup_df * dz + rounding(act.scale, z, dz, ROUNDINGS)
@@ -295,7 +310,8 @@ def exact(
         steepest = size(slope) + dslope
         dg = dg * steepest + size(g) * dslope + 2 * u * (size(g) + dg) * steepest + subnormal
         g = g * slope
-        weight_grads.append(Bounded(g.T @ a, product(g.T, a, dg.T, da)))
+        k = g.shape[0] + (more if i == 0 else 0)
+        weight_grads.append(Bounded(g.T @ a, product(g.T, terms(i, a), dg.T, da, k)))
         column = np.ones((1, g.shape[0]))
         db = product(column, g, np.zeros(column.shape), dg)
         bias_grads.append(Bounded(g.sum(0), db[0]) if biases[i] is not None else None)
@@ -349,6 +365,7 @@ class Problem:
     grad_output: Tensor  # (..., out)
     hidden: str = "relu"
     output: str | None = None
+    background: float = 0.0  # of x, as `exact` takes it
 
     @classmethod
     def random(
@@ -384,7 +401,7 @@ class Problem:
 
     def exact(self, backward: bool = True) -> Results[Bounded]:
         g = self.grad_output if backward else None
-        return exact(self.x, self.weights, self.biases, self.activations, g)
+        return exact(self.x, self.weights, self.biases, self.activations, g, self.background)
 
     def eager(self) -> Results[Tensor]:
         """What torch makes of it."""

@@ -76,8 +76,10 @@ class Sweep:
 
         theirs = errors(problem.eager())
         orders = [theirs, *(errors(problem.run(shuffled(problem))) for _ in range(ORDERS - 1))]
-        # All of a result hangs on as few independent roundings as its narrowest layer has sums.
-        independent = problem.x.shape[0] * min(len(w) for w in problem.weights)
+        # All of a result hangs on as few independent roundings as its narrowest layer has sums. All
+        # rows share those of a background.
+        rows = 1 if problem.background != 0 else problem.x.shape[0]
+        independent = rows * min(len(w) for w in problem.weights)
         for isa in _C.available_isas():
             with forced(isa):
                 ours = problem.run(mlp(problem))

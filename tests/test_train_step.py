@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from fastmlp import FusedLinear, FusedMLP, TrainStep
+from fastmlp import _C, FusedLinear, FusedMLP, TrainStep
 
 SIZES = [7, 19, 13, 5]  # ragged ends for every width of vectors
 CLASSES = SIZES[-1]
@@ -243,10 +243,13 @@ class Twins:
         self.compare(relative)
 
     def compare(self, relative: float = EXACT) -> None:
+        self.compare_parameters(relative)
+        assert_same_optimizer(self.optimizer, self.plain_optimizer, relative)
+
+    def compare_parameters(self, relative: float = EXACT) -> None:
         named = zip(self.model.named_parameters(), self.plain.parameters(), strict=True)
         for (name, actual), expected in named:
             assert_close(actual, expected, relative, name)
-        assert_same_optimizer(self.optimizer, self.plain_optimizer, relative)
 
 
 @pytest.fixture(autouse=True)
@@ -256,13 +259,17 @@ def _one_thread(threads: int) -> None:
 
 # Parity -------------------------------------------------------------------------------------------
 
-# How many roundings follow on one another in a step, at most: the sums of each layer forward (its
-# inputs and the bias) and backward (its outputs), over classes and rows, and 30 for exponentials,
-# quotients and the update itself.
-ROUNDINGS = sum(n + 1 for n in SIZES[:-1]) + sum(SIZES[1:]) + CLASSES + ROWS + 30
+
+def roundings(sizes: list[int], rows: int) -> int:
+    """How many follow on one another in a step, at most.
+
+    The sums of each layer forward (its inputs and the bias) and backward (its outputs), over
+    classes and rows, and 30 for exponentials, quotients and the update itself.
+    """
+    return sum(n + 1 for n in sizes[:-1]) + sum(sizes[1:]) + sizes[-1] + rows + 30
 
 
-def float32_bound(steps: int) -> float:
+def float32_bound(steps: int, sizes: list[int] = SIZES, rows: int = ROWS) -> float:
     """How far two float32 computations may be apart after so many steps, relatively.
 
     A chain of k roundings is off by k·u of its terms' magnitude (N. J. Higham, Accuracy and
@@ -271,7 +278,7 @@ def float32_bound(steps: int) -> float:
     not to amplify what is there already, as here, the steps' contributions add up. Activations are
     smooth here: a kink would turn rounding into another slope.
     """
-    return steps * ROUNDINGS * torch.finfo(torch.float32).eps
+    return steps * roundings(sizes, rows) * torch.finfo(torch.float32).eps
 
 
 PRODUCT = [
@@ -393,6 +400,201 @@ def test_other_implementations_of_the_optimizers(flag: str, kind: type[Optimizer
         return kind(model.parameters(), lr=0.01, **{flag: True}, **options)
 
     Twins(LOSSES["mse"], make).check(20)
+
+
+# Updates in the backward pass ---------------------------------------------------------------------
+
+WIDTHS = [300, 17, 1, 7]
+
+
+def deep(layers: int, first: int, outputs: int = 5) -> list[int]:
+    """Sizes of so many layers, whose hidden widths are each of WIDTHS in turn."""
+    return [23, *((WIDTHS * 2)[first : first + layers - 1]), outputs]
+
+
+@pytest.mark.parametrize("rows", [1, 50, 400, 1000])
+@pytest.mark.parametrize("layers", [1, 2, 3, 6])
+def test_any_depth_width_and_batch(layers: int, rows: int) -> None:
+    """More rows than are summed up at a time, a weight of one number, and no hidden layer."""
+    for number, make_optimizer in enumerate(OPTIMIZERS.values()):
+        sizes = deep(layers, number % 4, (5, 1, 33)[number % 3])
+        loss = LOSSES["mse" if number % 3 == 1 else "ce"]
+        model = FusedMLP(sizes, activation="gelu", dtype=torch.float64)
+        clip = 0.5 if number % 5 == 0 else None
+        Twins(loss, make_optimizer, model=model, max_grad_norm=clip).check(2, EXACT, rows)
+
+
+# Adam's eps is large here: beside a small one the rounding of a gradient near 0 is a whole step.
+SMOOTH = {name: make for name, make in OPTIMIZERS.items() if name.startswith("sgd")}
+SMOOTH |= {
+    "adam-eps": adam(eps=0.1),
+    "adam-eps-amsgrad": adam(eps=0.1, amsgrad=True, weight_decay=0.02),
+    "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 50, 400, 1000])
+@pytest.mark.parametrize("layers", [1, 2, 3, 6])
+def test_any_depth_width_and_batch_in_float32(layers: int, rows: int) -> None:
+    """The parameters. Their state may hold a single number whose terms cancel."""
+    for number, make_optimizer in enumerate(SMOOTH.values()):
+        sizes = deep(layers, number % 4, (5, 1, 33)[number % 3])
+        loss = LOSSES["mse" if number % 3 == 1 else "ce"]
+        model = FusedMLP(sizes, activation="gelu")
+        twins = Twins(loss, make_optimizer, torch.float32, model)
+        relative = float32_bound(2, sizes, rows)
+        for _ in range(2):
+            assert_close(*twins.train(*twins.batch(rows)), relative, "loss")
+        twins.compare_parameters(relative)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-decay", "sgd-nesterov", "adam", "adamw-groups"])
+def test_frozen_layers_of_a_deep_network(isa: str, optimizer: str, clip: float | None) -> None:
+    model = FusedMLP(deep(6, 1), activation="gelu", dtype=torch.float64)
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer], model=model, max_grad_norm=clip)
+    count = len(list(model.parameters()))
+    for frozen in ([0], [1], [0, 1], [0, 1, 2, 3, 4], [5, 8], range(0, count, 2),
+                   range(1, count, 2), range(2, count), range(count - 1), [count - 1]):  # fmt: skip
+        before = [p.detach().clone() for p in model.parameters()]
+        for one in (twins.model, twins.plain):
+            for index, p in enumerate(one.parameters()):
+                p.requires_grad_(index not in frozen)
+        twins.check(2, EXACT, 60)
+        for index, p in enumerate(model.parameters()):
+            assert torch.equal(before[index], p) == (index in frozen), (frozen, index)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_norm_never_reached_changes_nothing(dtype: torch.dtype, optimizer: str) -> None:
+    """The gradients take another way to the same update."""
+    sizes, rows = deep(3, 0), 400
+    runs = []
+    for norm in (None, 1e30):
+        torch.manual_seed(0)
+        model = FusedMLP(sizes, activation="gelu", dtype=dtype)
+        step = TrainStep(
+            model, nn.CrossEntropyLoss(), OPTIMIZERS[optimizer](model, 1), max_grad_norm=norm
+        )
+        for _ in range(3):
+            step(torch.randn(rows, sizes[0], dtype=dtype), torch.randint(sizes[-1], (rows,)))
+        runs.append((model, step.optimizer))
+    (model, used), (other, same) = runs
+    relative = EXACT if dtype == torch.float64 else float32_bound(3, sizes, rows)
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert_close(a, b, relative, name)
+    assert_same_optimizer(used, same, relative)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam", "adamw"])
+def test_a_rate_of_zero_changes_no_bit(isa: str, dtype: torch.dtype, optimizer: str) -> None:
+    model = FusedMLP(deep(3, 0), dtype=dtype)
+    before = [p.detach().clone() for p in model.parameters()]
+    step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS[optimizer](model, 1))
+    step.optimizer.param_groups[0]["lr"] = 0.0
+    step(torch.randn(400, 23, dtype=dtype), torch.randint(5, (400,)))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+# Subnormal numbers --------------------------------------------------------------------------------
+
+# What decays by 0.6 a step ends at a subnormal number that rounding keeps for ever.
+DECAYING: dict[str, MakeOptimizer] = {
+    "sgd": sgd(1e-3, momentum=0.6),
+    "sgd-nesterov": sgd(1e-3, momentum=0.6, nesterov=True, maximize=True),
+    "adam": adam(lr=1e-4, betas=(0.6, 0.6)),
+    "adam-amsgrad": adam(lr=1e-4, betas=(0.6, 0.6), amsgrad=True),
+    "adamw": adam(AdamW, lr=1e-4, betas=(0.6, 0.6), eps=3e-11),
+}
+
+
+def subnormal(optimizer: Optimizer) -> dict[str, int]:
+    """How many numbers of its state are, by their names; those without any are left out."""
+    counts: dict[str, int] = {}
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            tiny = (value != 0) & (value.abs() < torch.finfo(value.dtype).smallest_normal)
+            counts[name] = counts.get(name, 0) + int(tiny.sum())
+    return {name: count for name, count in counts.items() if count}
+
+
+def with_a_dead_unit(make_optimizer: MakeOptimizer, dtype: torch.dtype) -> Twins:
+    """After one step of a network whose second hidden unit gets no gradient from then on."""
+    model = FusedMLP([7, 19, 5], activation="gelu", dtype=dtype)
+    twins = Twins(LOSSES["ce"], make_optimizer, dtype, model)
+    twins.train(*twins.batch())
+    with torch.no_grad():
+        for model in (twins.model, twins.plain):
+            model[0].bias[1] = -1e6
+    return twins
+
+
+@pytest.mark.parametrize("optimizer", DECAYING)
+def test_moments_end_at_zero(dtype: torch.dtype, optimizer: str) -> None:
+    twins = with_a_dead_unit(DECAYING[optimizer], dtype)
+    x, y = twins.batch(50)
+    sides = [copy.deepcopy((twins.model, twins.step)) for _ in _C.available_isas()]
+    for _ in range(2000):
+        plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x[:5], y[:5])
+    assert subnormal(twins.plain_optimizer)
+    for isa, (_, step) in zip(_C.available_isas(), sides, strict=True):
+        with forced(isa):
+            step.fit((x, y), 5, epochs=200)
+        assert subnormal(step.optimizer) == {}, isa
+        dead = step.optimizer.state[step.model[0].weight]  # type: ignore[index]
+        for name in ("momentum_buffer", "exp_avg"):
+            assert name not in dead or not dead[name][1].any()
+            assert name not in dead or dead[name][0].all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_zeros_in_place_of_subnormals_change_nothing_else(
+    isa: str, dtype: torch.dtype, optimizer: str
+) -> None:
+    """Step by step on the way there, over the edge and beyond."""
+    twins = with_a_dead_unit(DECAYING[optimizer], dtype)
+    edge = 1450 if dtype == torch.float64 else 200
+    relative = EXACT if dtype == torch.float64 else float32_bound(edge)
+    for _ in range(edge):
+        twins.train(*twins.batch())
+    twins.compare(relative)
+
+
+def test_a_tiny_eps_keeps_subnormal_squares(isa: str, dtype: torch.dtype) -> None:
+    """Beside it their roots matter: the state is torch's, to rounding among subnormals.
+
+    That is half of their spacing for each of at most two roundings a step, ours and torch's, which
+    decay by 0.6 a step: 2 · 0.5 · 2 / 0.4 spacings at most.
+    """
+    twins = with_a_dead_unit(adam(lr=1e-6, betas=(0.6, 0.6), eps=1e-30), dtype)
+    x, y = twins.batch()
+    for _ in range(1500 if dtype == torch.float64 else 230):
+        twins.train(x, y)
+    kept = subnormal(twins.optimizer)
+    assert kept.keys() == subnormal(twins.plain_optimizer).keys()
+    assert {"exp_avg", "exp_avg_sq"} <= kept.keys()
+    spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    weights = (model[0].weight for model in (twins.model, twins.plain))
+    ours, theirs = (
+        o.state[w] for o, w in zip((twins.optimizer, twins.plain_optimizer), weights, strict=True)
+    )
+    for name in ("exp_avg", "exp_avg_sq"):
+        off = (ours[name][1].double() - theirs[name][1].double()).abs().max()
+        assert off <= 5 * spacing, f"{name}: {off / spacing} spacings"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_moments_that_are_not_finite_stay(
+    isa: str, dtype: torch.dtype, optimizer: str, value: float
+) -> None:
+    twins = Twins(LOSSES["ce"], DECAYING[optimizer], dtype)
+    twins.train(*twins.batch())
+    name = "momentum_buffer" if optimizer == "sgd" else "exp_avg"
+    for o in (twins.optimizer, twins.plain_optimizer):
+        o.state[o.param_groups[0]["params"][-1]][name][2] = value  # of the last bias: no gradient
+    twins.train(*twins.batch())  # of another number than itself depends on it until now
+    twins.compare(EXACT if dtype == torch.float64 else float32_bound(2))
 
 
 # Batches ------------------------------------------------------------------------------------------
@@ -897,9 +1099,11 @@ def test_the_input_as_its_own_target_and_as_a_parameter() -> None:
 # Threads ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clip", [None, 0.01])
 @pytest.mark.parametrize(
     ("loss", "optimizer", "dtype"),
     [
+        ("ce", "sgd", torch.float32),
         ("ce", "sgd-momentum", torch.float32),
         ("probabilities", "adam-amsgrad", torch.float64),
         ("mse", "adamw", torch.float32),
@@ -907,26 +1111,41 @@ def test_the_input_as_its_own_target_and_as_a_parameter() -> None:
     ],
 )
 def test_bits_do_not_depend_on_threads(
-    isa: str, loss: str, optimizer: str, dtype: torch.dtype
+    isa: str, loss: str, optimizer: str, dtype: torch.dtype, clip: float | None
 ) -> None:
     """Products, loss, norm and update are all large enough here to be divided among four."""
     runs = []
-    for count in (1, 2, 3, 4):
+    for count in (1, 2, 3, 4, 7):
         torch.set_num_threads(count)
         torch.manual_seed(0)
         model = FusedMLP([201, 803, 161], activation="gelu", dtype=dtype)
         case = LOSSES[loss]
         optimizer_ = OPTIMIZERS[optimizer](model, 1)
-        step = TrainStep(model, case.make().to(dtype), optimizer_, max_grad_norm=0.01)
+        step = TrainStep(model, case.make().to(dtype), optimizer_, max_grad_norm=clip)
         values: list[Any] = []
         for _ in range(2):
             x = torch.randn(130, 201, dtype=dtype)
             values += [step(x, target(case.target, (130, 161), dtype)), step.correct]
         state = [v for s in optimizer_.state.values() for v in s.values()]
         runs.append([*values, *(p.detach() for p in model.parameters()), *state])
-    for count, run in enumerate(runs[1:], 2):
+    for count, run in zip((2, 3, 4, 7), runs[1:], strict=True):
         for a, b in zip(runs[0], run, strict=True):
             assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, f"{count} threads"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_weight_changes_while_it_is_read(optimizer: str) -> None:
+    """Weights are updated while others of the team may still multiply with them: many times."""
+    runs = []
+    for count in (1, 4):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        model = FusedMLP([129] + [97] * 6 + [41], dtype=torch.float32)
+        step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS[optimizer](model, 1))
+        for _ in range(40):
+            step(torch.randn(120, 129), torch.randint(41, (120,)))
+        runs.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
