@@ -242,7 +242,7 @@ def test_cases_meet() -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_sizes(dtype: torch.dtype, batch: int) -> None:
     slow = dtype == torch.float64  # its reference
-    for sizes, density, value, options in list(cases(batch))[:: 2 if slow and batch >= 400 else 1]:
+    for sizes, density, value, options in list(cases(batch))[:: 2 if slow else 1]:
         if slow:
             sizes = [min(sizes[0], 784), min(sizes[1], 65), *sizes[2:]]
         problem = sparse_problem(batch, sizes, dtype, density, value, **options)
@@ -261,9 +261,9 @@ def test_outputs(dtype: torch.dtype, outputs: int) -> None:
     forward, gradient = pays(600, outputs)
     assert forward or outputs < 34
     for value in (0.0, -0.4242):
-        for count in (1, 2, 3):
+        problem = sparse_problem(600, [70, outputs], dtype, 0.005, value)
+        for count in (1, 3):
             torch.set_num_threads(count)
-            problem = sparse_problem(600, [70, outputs], dtype, 0.005, value)
             check(problem, forward or None, gradient or None)
 
 
@@ -283,7 +283,8 @@ def test_activations(dtype: torch.dtype, activation: str, bias: bool, value: flo
 @pytest.mark.parametrize("value", [0.0, -0.4242])
 def test_patterns(dtype: torch.dtype, pattern: str, value: float) -> None:
     fill, forward, gradient = PATTERNS[pattern]
-    for sizes in ([784, 150], [784, 150, 10]):
+    single = [] if dtype == torch.float64 else [[784, 150]]  # whose reference is slow
+    for sizes in (*single, [784, 150, 10]):
         problem = Problem.random(120, sizes, dtype)
         fill(problem.x, rounded(value, dtype))
         problem = replace(problem, background=rounded(value, dtype))
@@ -546,7 +547,7 @@ def test_one_poisoned_number(
     isa: str, dtype: torch.dtype, value: float, batch: int, sizes: list[int]
 ) -> None:
     """The numbers that depend on it, and they alone, are lost as in torch: 0 · inf is NaN."""
-    for hidden in ("relu",) if batch == 400 else ("identity", "relu", "tanh"):
+    for hidden in ("relu",) if batch == 400 else ("identity", "tanh"):
         problem = sparse_problem(batch, sizes, dtype, 0.01, value, hidden=hidden)
         for what, changed in poisoned(problem):
             assert_same_kinds(changed, f"{hidden}: {what}")
@@ -665,7 +666,7 @@ DIVIDED = [
 def test_bits_do_not_depend_on_threads(
     isa: str, dtype: torch.dtype, batch: int, sizes: list[int], value: float
 ) -> None:
-    for density in (0.02, 0.2):
+    for density in (0.02, 0.2)[: 2 if batch == 50 else 1]:
         problem = sparse_problem(batch, sizes, dtype, density, value, hidden="gelu", output="tanh")
         expected, *left_out = run(problem)
         assert density > 0.02 or left_out == [True, True]
