@@ -68,6 +68,10 @@ struct Kernels {
   // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the
   // exponentials of the differences from it. Contiguous.
   void (*softmax)(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum);
+  // The sum of the losses of n elements; their gradients times scale are written. Null: ones.
+  double (*squared_error)(int64_t n, const T* z, const T* target, T scale, T* gradient);
+  double (*bce_with_logits)(int64_t n, const T* logits, const T* target, const T* weight,
+                            const T* positive_weight, T scale, T* gradient);
   // [rows, n] of one parameter, its gradient and its state, all pointers at the first element and
   // all rows a stride apart; the rest of the update is the whole parameter's.
   void (*sgd)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* momentum,

@@ -80,7 +80,9 @@ LossResult cross_entropy(const Loss<T>& loss, const WholeBatch& whole, int64_t b
         std::fill(gradient, gradient + n, T(0));
         continue;
       }
-      result.correct += argmax(n, z) == label;
+      // Most wrong predictions are seen without looking at all of z. A NaN makes the sum one.
+      const bool possible = z[label] == maximum[i - begin] || std::isnan(sum[i - begin]);
+      result.correct += possible && argmax(n, z) == label;
       const double own = keep * weight(label);
       double total = own * (level - z[label]);
       const double all = own + smooth * whole.weights;
@@ -118,23 +120,16 @@ template <typename T>
 LossResult elementwise(const Loss<T>& loss, int64_t begin, int64_t end) {
   const double count = static_cast<double>(loss.batch * loss.features);
   const T scale = static_cast<T>(loss.mean ? 1 / count : 1);
+  const Kernels<T>& kernels = active_kernels<T>();
+  const int64_t first = begin * loss.features, n = (end - begin) * loss.features;
+  const auto at = [first](const T* pointer) { return pointer ? pointer + first : nullptr; };
   LossResult result;
-  for (int64_t i = begin * loss.features; i < end * loss.features; ++i) {
-    const T z = loss.prediction[i], t = loss.target[i];
-    if (loss.kind == LossKind::mse) {
-      const T difference = z - t;
-      result.loss += static_cast<double>(difference) * difference;
-      loss.gradient[i] = 2 * difference * scale;
-    } else {
-      // (1 - t)·z + l·log(1 + exp(-z)) with l = 1 + (positive_weight - 1)·t, without overflow.
-      const T l = loss.positive_weight ? 1 + (loss.positive_weight[i] - 1) * t : T(1);
-      const T e = std::exp(-std::fabs(z));
-      const T softplus = std::log1p(e) + std::max(-z, T(0));
-      const T sigmoid_of_minus = (z > 0 ? e : T(1)) / (1 + e);
-      const T w = loss.weight ? loss.weight[i] : T(1);
-      result.loss += w * ((1 - t) * z + l * softplus);
-      loss.gradient[i] = w * ((1 - t) - l * sigmoid_of_minus) * scale;
-    }
+  if (loss.kind == LossKind::mse) {
+    result.loss = kernels.squared_error(n, at(loss.prediction), at(loss.target), scale,
+                                        loss.gradient + first);
+  } else {
+    result.loss = kernels.bce_with_logits(n, at(loss.prediction), at(loss.target), at(loss.weight),
+                                          at(loss.positive_weight), scale, loss.gradient + first);
   }
   return result;
 }

@@ -64,6 +64,8 @@ Kernels<T> make_kernels(const char* isa) {
   table.separate = separate<T>;
   table.convert = convert<T>;
   table.softmax = softmax<T>;
+  table.squared_error = squared_error<T>;
+  table.bce_with_logits = bce_with_logits<T>;
   table.sgd = sgd<T>;
   table.adam = adam<T>;
   table.multiply_add = multiply_add<T>;
