@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -17,7 +18,7 @@ from reference import ACTIVATIONS, Problem, Results, assert_all_within
 from test_numerics import POISONS, TRAVELLERS, Sweep, kinds
 from torch import Tensor
 
-from fastmlp import _C, functional
+from fastmlp import _C, FusedLinear, FusedMLP, functional
 
 ISAS = _C.available_isas()
 DTYPES = [torch.float32, torch.float64]
@@ -484,6 +485,30 @@ def test_frozen(isa: str, dtype: torch.dtype, value: float) -> None:
                 assert tensor.grad is None or torch.equal(tensor.grad, expected[name]), name
 
 
+def test_modules(isa: str, dtype: torch.dtype) -> None:
+    """FusedMLP and FusedLinear take the same way as the functions."""
+    problem = sparse_problem(100, [784, 300, 10], dtype)
+    expected = problem.run(mlp(problem)).named()
+    model = FusedMLP([784, 300, 10], dtype=dtype)
+    linear = FusedLinear(784, 300, activation="relu", dtype=dtype)
+    with torch.no_grad():
+        for layer, weight, bias in zip(model[::2], problem.weights, problem.biases, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        linear.load_state_dict(model[0].state_dict())
+        _C.record_kernels(True)
+        assert torch.equal(model(problem.x), expected["y"])
+        assert leaves_out()
+        _C.record_kernels(True)
+        hidden = linear(problem.x)
+        assert leaves_out()
+        assert torch.equal(model[2:](hidden), expected["y"])
+    model(problem.x).backward(problem.grad_output)
+    for layer, index in ((model[0], 0), (model[2], 1)):
+        assert torch.equal(layer.weight.grad, expected[f"dW{index}"])
+        assert torch.equal(layer.bias.grad, expected[f"db{index}"])
+
+
 # Accuracy -----------------------------------------------------------------------------------------
 
 
@@ -689,3 +714,16 @@ def test_bits_beside_a_poisoned_number_do_not_depend_on_threads(isa: str, place:
                 tensor, expected[name], rtol=0, atol=0, equal_nan=True,
                 msg=lambda text, name=name, count=count: f"{name}, {count} threads: {text}",
             )  # fmt: skip
+
+
+def test_on_several_python_threads() -> None:
+    """What one call finds out about its input is its own."""
+    torch.set_num_threads(2)
+    problems = [sparse_problem(100, [300, 128, 10], value=value) for value in (0.0, -0.4242)]
+    problems += [Problem.random(100, [300, 128, 10]), sparse_problem(60, [784, 200, 10])]
+    expected = [p.run(mlp(p)).named() for p in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            got = pool.map(lambda p: p.run(mlp(p)).named(), problems)
+            for actual, wanted in zip(got, expected, strict=True):
+                assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
