@@ -150,8 +150,8 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
     // Without clipping each gradient is used up as soon as it is there, and that of a weight whose
     // update is plain is never written, unless it is a sum of several parts: each of them would
     // round the weight anew.
-    const bool written = max_grad_norm > 0 || one.operand >= layers || !update.plain() ||
-                         batch > cpu::kTileDepth;
+    const bool written =
+        max_grad_norm > 0 || one.operand >= layers || !update.plain() || batch > cpu::kTileDepth;
     offsets.push_back(written ? gradient_elements : -1);
     updates.push_back(update);
     if (written) gradient_elements += cpu::aligned<T>(parameter.numel());

@@ -318,10 +318,10 @@ class SparseInput {
     }
     if (background_ != 0) {
       const double size = std::fabs(static_cast<double>(background_));
-      // … and where it is beyond a unit in the last place of the greatest number, s might overflow.
+      // … and s must not overflow: beside the greatest number it is no unit in the last place.
       if (!(size * size * others <= squares && others > 0 &&
             size < static_cast<double>(std::numeric_limits<T>::max()) *
-                       static_cast<double>(std::numeric_limits<T>::epsilon())))
+                       static_cast<double>(std::numeric_limits<T>::epsilon()) / 8))
         return;
     }
     // A tile's rows or features have their values at different places.
