@@ -27,14 +27,11 @@ for dtype in (torch.float32, torch.float64):
 """
 
 
-def kernels(report: str, isa: str) -> None:
-    lines = report.splitlines()
-    assert len(lines) == 6
-    for line in lines:
-        active, also, *ran = line.split()
-        assert active == also == isa
-        assert ran
-        assert all(name.endswith(f"_{isa}") for name in ran)
+def instruction_sets(report: str) -> list[set[str]]:
+    """For each network: those that both functions tell, and those of the kernels that ran."""
+    lines = [line.split() for line in report.splitlines()]
+    assert all(len(line) > 2 for line in lines), "no kernel ran"
+    return [{active, also, *(name.split("_")[-1] for name in ran)} for active, also, *ran in lines]
 
 
 def test_lists() -> None:
@@ -55,12 +52,13 @@ def test_finds_what_torch_finds() -> None:
 
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_environment_forces(isa: str) -> None:
-    kernels(output(REPORT, FASTMLP_ISA=isa), isa)
+    assert instruction_sets(output(REPORT, FASTMLP_ISA=isa)) == [{isa}] * 6
 
 
 @pytest.mark.parametrize("unset", [None, ""])
 def test_best_by_default(unset: str | None) -> None:
-    kernels(output(REPORT, FASTMLP_ISA=unset), _C.available_isas()[0])
+    best = _C.available_isas()[0]
+    assert instruction_sets(output(REPORT, FASTMLP_ISA=unset)) == [{best}] * 6
 
 
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", " avx2", "generic,avx2", "native"])

@@ -412,16 +412,24 @@ def deep(layers: int, first: int, outputs: int = 5) -> list[int]:
     return [23, *((WIDTHS * 2)[first : first + layers - 1]), outputs]
 
 
+def deep_twins(
+    optimizers: dict[str, MakeOptimizer], layers: int, dtype: torch.dtype, clips: bool
+) -> Iterator[tuple[Twins, list[int]]]:
+    """A network for each optimizer, of other sizes each time, and these."""
+    for number, make_optimizer in enumerate(optimizers.values()):
+        sizes = deep(layers, number % 4, (5, 1, 33)[number % 3])
+        loss = LOSSES["mse" if number % 3 == 1 else "ce"]
+        model = FusedMLP(sizes, activation="gelu", dtype=dtype)
+        clip = 0.5 if clips and number % 5 == 0 else None
+        yield Twins(loss, make_optimizer, dtype, model, max_grad_norm=clip), sizes
+
+
 @pytest.mark.parametrize("rows", [1, 50, 400, 1000])
 @pytest.mark.parametrize("layers", [1, 2, 3, 6])
 def test_any_depth_width_and_batch(layers: int, rows: int) -> None:
     """More rows than are summed up at a time, a weight of one number, and no hidden layer."""
-    for number, make_optimizer in enumerate(OPTIMIZERS.values()):
-        sizes = deep(layers, number % 4, (5, 1, 33)[number % 3])
-        loss = LOSSES["mse" if number % 3 == 1 else "ce"]
-        model = FusedMLP(sizes, activation="gelu", dtype=torch.float64)
-        clip = 0.5 if number % 5 == 0 else None
-        Twins(loss, make_optimizer, model=model, max_grad_norm=clip).check(2, EXACT, rows)
+    for twins, _ in deep_twins(OPTIMIZERS, layers, torch.float64, clips=True):
+        twins.check(2, EXACT, rows)
 
 
 # Adam's eps is large here: beside a small one the rounding of a gradient near 0 is a whole step.
@@ -437,11 +445,7 @@ SMOOTH |= {
 @pytest.mark.parametrize("layers", [1, 2, 3, 6])
 def test_any_depth_width_and_batch_in_float32(layers: int, rows: int) -> None:
     """The parameters. Their state may hold a single number whose terms cancel."""
-    for number, make_optimizer in enumerate(SMOOTH.values()):
-        sizes = deep(layers, number % 4, (5, 1, 33)[number % 3])
-        loss = LOSSES["mse" if number % 3 == 1 else "ce"]
-        model = FusedMLP(sizes, activation="gelu")
-        twins = Twins(loss, make_optimizer, torch.float32, model)
+    for twins, sizes in deep_twins(SMOOTH, layers, torch.float32, clips=False):
         relative = float32_bound(2, sizes, rows)
         for _ in range(2):
             assert_close(*twins.train(*twins.batch(rows)), relative, "loss")
@@ -557,6 +561,7 @@ def test_zeros_in_place_of_subnormals_change_nothing_else(
     relative = EXACT if dtype == torch.float64 else float32_bound(edge)
     for _ in range(edge):
         twins.train(*twins.batch())
+    assert subnormal(twins.optimizer) == {}
     twins.compare(relative)
 
 
@@ -594,6 +599,8 @@ def test_moments_that_are_not_finite_stay(
     for o in (twins.optimizer, twins.plain_optimizer):
         o.state[o.param_groups[0]["params"][-1]][name][2] = value  # of the last bias: no gradient
     twins.train(*twins.batch())  # of another number than itself depends on it until now
+    for o in (twins.optimizer, twins.plain_optimizer):
+        assert not o.state[o.param_groups[0]["params"][-1]][name][2].isfinite()
     twins.compare(EXACT if dtype == torch.float64 else float32_bound(2))
 
 
@@ -1397,16 +1404,19 @@ def test_hooks_that_are_no_more_do_not_matter() -> None:
         ):
             handle.remove()
 
-    build(prepare=without)(torch.randn(2, 4), torch.tensor([1, 2]))
+    assert build(prepare=without)(torch.randn(2, 4), torch.tensor([1, 2])).isfinite()
 
 
 def test_a_model_loaded_as_a_whole() -> None:
     """Its parameters come with empty dicts of hooks."""
     file = io.BytesIO()
-    torch.save(small(), file)
+    saved = small()
+    torch.save(saved, file)
     file.seek(0)
     model = torch.load(file, weights_only=False)
-    build(model)(torch.randn(2, 4), torch.tensor([1, 2]))
+    x, y = torch.randn(2, 4), torch.tensor([1, 2])
+    assert torch.equal(build(model)(x, y), build(saved)(x, y))
+    assert torch.equal(model[0].weight, saved[0].weight)
 
 
 def test_a_copy_is_a_step_of_its_own() -> None:
@@ -1668,5 +1678,8 @@ def test_autocast_and_modes_are_refused() -> None:
 def test_every_instruction_set_is_proven_to_run() -> None:
     """The fixture's proof holds for steps: their kernels are recorded."""
     twins = Twins(dtype=torch.float32)
-    with forced("generic"):
-        twins.step(*twins.batch())
+    for isa in _C.available_isas():
+        with forced(isa):
+            twins.step(*twins.batch())
+            ran = _C.recorded_kernels()
+        assert {name.split("_")[-1] for name in ran} == {isa}

@@ -59,7 +59,7 @@ struct ForwardPass<T>::State {
   std::vector<Product<T>> products;
   std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
   SparseInput<T> sparse;          // of the first layer, in place of its product where that pays
-  WeightPanels<T> panels;         // of the first layer, where they are kept
+  WeightPanels<T> kept_panels;    // of problem.kept, where this input is not sparse
   Buffers<T> buffers;
   int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads = 1;
@@ -75,8 +75,8 @@ struct ForwardPass<T>::State {
     const Layer<T>& layer = problem.layers[0];
     sparse = SparseInput<T>(kernels, problem.batch, layer.out_features, layer.in_features,
                             Matrix<T>{problem.input, problem.input_stride, 1}, max_threads);
-    if (problem.kept && (sparse.likely() || problem.kept->newer))
-      panels = WeightPanels<T>(kernels, layer.out_features, layer.in_features, max_threads);
+    if (!sparse.likely() && problem.kept && problem.kept->newer)
+      kept_panels = WeightPanels<T>(kernels, layer.out_features, layer.in_features, max_threads);
     buffers.add(sparse.forward_elements());
     products.reserve(problem.layers.size());
     int64_t stride = problem.input_stride;
@@ -113,6 +113,7 @@ struct ForwardPass<T>::State {
       member.wait();
     }
     if (problem.kept && problem.kept->newer && !uses_sparse()) {
+      const WeightPanels<T>& panels = sparse.likely() ? sparse.panels() : kept_panels;
       panels.unpack(member, problem.kept->panels, const_cast<T*>(problem.layers[0].weight));
       member.wait();
     }
@@ -384,7 +385,7 @@ int64_t ForwardPass<T>::workspace_elements() const {
 }
 template <typename T>
 int64_t ForwardPass<T>::kept_elements() const {
-  return state_->sparse.likely() ? state_->panels.elements() : 0;
+  return state_->problem.kept ? state_->sparse.panels().elements() : 0;
 }
 template <typename T>
 void ForwardPass<T>::run(T* workspace) {
