@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import gc
 import hashlib
+import importlib.util
 import itertools
 import os
 import re
@@ -25,10 +26,12 @@ from image_files import mnist_folder, needs_mnist, random_images, write_idx
 from torch.utils.data import TensorDataset
 
 import fastmlp
+from fastmlp.data import deskew, distort
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts, not a package
 
+import augment  # noqa: E402
 import check  # noqa: E402
 import fit  # noqa: E402
 import harness  # noqa: E402
@@ -165,6 +168,34 @@ def test_a_wrong_loader_is_found() -> None:
     assert fault(lambda right: [[x + 1, y] for x, y in right]) == "batch 0 differs"
     assert fault(lambda right: [[x] for x, _ in right]) == "batch 0 differs"
     assert loader.fault(aside, data, 4, True) == "leaves the generator in another state"
+
+
+def test_augment_runs() -> None:
+    printed = run("augment.py", "--quick", "--images", "100", "--threads", "1").stdout
+    rows = [row.split() for row in printed.splitlines()[3:] if not row.startswith("skipped")]
+    peers = {"scipy"} if importlib.util.find_spec("scipy") else set()
+    for task in augment.TASKS:
+        names = {" ".join(row[1:-7]) for row in rows if row[0] == task}
+        assert names == {"fit", "batch by batch", "fastmlp"} | peers
+    for row in rows:
+        assert float(row[-7]) > 0
+        assert float(row[-4]) == 1 if row[1] == "fit" else float(row[-4]) > 0
+
+
+def test_wrong_distortions_are_found() -> None:
+    pytest.importorskip("scipy")
+    images, _ = inputs.strokes(400)
+    upright = augment.scipy_deskew(images)
+    assert augment.fault(deskew(images), images, upright, random=False) is None
+    assert augment.fault(deskew(images).roll(1, 2), images, upright, random=False) is not None
+    for task in ("affine", "elastic"):
+        amounts = augment.TASKS[task]
+        assert amounts is not None
+        peers = augment.scipy_distort(images, np.random.default_rng(0), amounts)
+        assert augment.fault(distort(images, **amounts), images, peers, random=True) is None
+        for name in amounts:
+            other = amounts | {name: (0.4 if name == "sigma" else 3.0) * amounts[name]}
+            assert augment.fault(distort(images, **other), images, peers, random=True) is not None
 
 
 def test_compare_serves_both_builds() -> None:

@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/random.h"
+#include "cpu/mersenne.h"
+#include "cpu/resample.h"
 #include "mlp.h"
 #include "training.h"
 
@@ -84,6 +85,15 @@ struct Kernels {
                T* square, T* square_max, const Update<T>& update, T scale);
   // out[n] = value where a uniform number of 53 bits is below `below`, else zero.
   void (*bernoulli)(MersenneTwister& generator, int64_t n, uint64_t below, T value, T* out);
+  // out[n] = noise that belongs to the key and to the image's number, whole numbers of variance
+  // kNoiseVariance; up to the next multiple of 4 · kNoiseRun is written.
+  void (*noise)(uint64_t key, uint64_t image, int64_t n, float* out);
+  void (*pack_neighbours)(int64_t height, int64_t width, const uint8_t* image,
+                          const Neighbours& packed);
+  // out[height, width]: pixels interpolated bilinearly between four neighbours, at places rounded
+  // to 256ths. `wide` is scratch for height · width + `width of a vector` words.
+  void (*resample)(int64_t height, int64_t width, const Affine& affine, const Shifts& shifts,
+                   const uint32_t* neighbours, uint32_t* wide, uint8_t* out);
   // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
   // peak; returns their sum.
   T (*multiply_add)(int64_t steps);

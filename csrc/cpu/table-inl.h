@@ -70,6 +70,9 @@ Kernels<T> make_kernels(const char* isa) {
   table.sgd = sgd<T>;
   table.adam = adam<T>;
   table.bernoulli = bernoulli<T>;
+  table.noise = noise;
+  table.pack_neighbours = pack_neighbours;
+  table.resample = resample;
   table.multiply_add = multiply_add<T>;
   return table;
 }

@@ -10,23 +10,28 @@ are in memory, a loader that gathers each batch in one go:
     for inputs, labels in TensorLoader(x, y, batch_size=50, shuffle=True): ...
 """
 
+from .augment import deskew, distort
 from .digits import DigitsDataset
 from .download import download_mnist
 from .images import Batch, DataError, ImageDataset, collate
 from .loader import TensorLoader
 from .mnist import MNISTDataset
-from .transforms import Compose, Normalize, ToTensor
+from .transforms import Compose, Deskew, Distort, Normalize, ToTensor
 
 __all__ = [
     "Batch",
     "Compose",
     "DataError",
+    "Deskew",
     "DigitsDataset",
+    "Distort",
     "ImageDataset",
     "MNISTDataset",
     "Normalize",
     "TensorLoader",
     "ToTensor",
     "collate",
+    "deskew",
+    "distort",
     "download_mnist",
 ]

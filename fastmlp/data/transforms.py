@@ -15,6 +15,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augment import check_amounts, deskew, distort
+
+
+class Deskew:
+    """`fastmlp.data.deskew` of uint8 tensors `[n, 1, H, W]`; stands before ToTensor()."""
+
+    on_batches = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return deskew(images)
+
+    def __repr__(self) -> str:
+        return "Deskew()"
+
+
+class Distort:
+    """`fastmlp.data.distort` of uint8 tensors `[n, 1, H, W]`; stands before ToTensor().
+
+    Args:
+        rotation, scale, shear, translation, alpha, sigma: as of distort.
+        generator: likewise.
+    """
+
+    on_batches = True
+
+    def __init__(
+        self,
+        *,
+        rotation: float = 0.0,
+        scale: float = 0.0,
+        shear: float = 0.0,
+        translation: float = 0.0,
+        alpha: float = 0.0,
+        sigma: float = 4.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_amounts(rotation, scale, shear, translation, alpha, sigma)
+        self.amounts = {
+            "rotation": rotation,
+            "scale": scale,
+            "shear": shear,
+            "translation": translation,
+            "alpha": alpha,
+            "sigma": sigma,
+        }
+        self.generator = generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return distort(images, **self.amounts, generator=self.generator)
+
+    def __repr__(self) -> str:
+        return f"Distort({', '.join(f'{name}={value}' for name, value in self.amounts.items())})"
+
 
 class ToTensor:
     """Bytes to floats in [0, 1] of torch's default dtype.
