@@ -84,7 +84,8 @@ std::string read(PyObject* const* args, const at::Tensor& input, Network& networ
     if (!reason.empty()) return reason;
     network.activations.back() = PyLong_AsLongLong(element(3, l));
     network.slopes.back() = PyFloat_AsDouble(element(4, l));
-    network.dropouts.back() = PyFloat_AsDouble(element(5, l));
+    const double dropout = network.dropouts.back() = PyFloat_AsDouble(element(5, l));
+    if (!(dropout >= 0 && dropout <= 1)) return "a dropout is not a probability";
   }
   for (Py_ssize_t l = 0; l < layers; ++l) {
     if (network.dropouts[l] > 0) network.set_tail(l, kNoise);

@@ -126,6 +126,8 @@ def _append(modules: Mapping[str, nn.Module | None], network: functional.Network
         elif type(module) is nn.Dropout:
             if module.inplace:
                 return f"module {name} works in place"
+            if not 0 <= module.p <= 1:
+                return f"module {name} has no probability, but {module.p}"
             if module.training and module.p > 0:
                 if not takes_dropout:
                     return f"module {name} does not follow a linear layer or its activation"
@@ -217,6 +219,10 @@ class FusedMLP(nn.Sequential):
             super().__init__(sizes)
             return
         super().__init__()
+        if dropout is not None and not 0 <= dropout <= 1:
+            raise ValueError(
+                f"fastmlp: expected a dropout probability between 0 and 1, got {dropout}"
+            )
         sizes = list(sizes)
         if len(sizes) < 2:
             raise ValueError(f"fastmlp: expected at least two sizes (input, output), got {sizes}")
