@@ -160,9 +160,9 @@ class Reader {
     PyObject* const p = PyDict_GetItemWithError(state, names_.p);
     if (!training || inplace != Py_False || !p || !PyFloat_Check(p)) return false;
     const double probability = PyFloat_AS_DOUBLE(p);
+    if (!(probability >= 0 && probability <= 1)) return false;
     if (training == Py_False || probability == 0) return true;
-    if (training != Py_True || stage_ == Stage::closed || !(probability > 0 && probability <= 1))
-      return false;
+    if (training != Py_True || stage_ == Stage::closed) return false;
     network_.dropouts.back() = probability;
     network_.set_tail(network_.weights.size() - 1, kNoise);
     stage_ = Stage::closed;
