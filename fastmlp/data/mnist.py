@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from .tree import PngTree
 # The names of the training part (True) and the test part: of IDX files, and of trees.
 PREFIXES = {True: "train", False: "t10k"}
 TREES = {True: ("training", "train"), False: ("testing", "test")}
+DIMENSIONS = {"images": 3, "labels": 1}  # of the IDX files of either kind
 
 
 class MNISTDataset(ImageDataset):
@@ -93,9 +94,9 @@ def find_part(root: Path, train: bool) -> IdxPair | Path:
         fault = "not a folder" if root.exists() else "no such folder"
         raise DataError(f"{root}: {fault}")
     prefix = PREFIXES[train]
-    for folder in (root, root / "MNIST" / "raw"):
-        images = _find(folder, prefix, "images", 3)
-        labels = _find(folder, prefix, "labels", 1)
+    for folder in idx_folders(root):
+        images = next(find_idx(folder, train, "images"), None)
+        labels = next(find_idx(folder, train, "labels"), None)
         if images and labels:
             return IdxPair(images, labels)
         if images or labels:
@@ -110,10 +111,15 @@ def find_part(root: Path, train: bool) -> IdxPair | Path:
     )
 
 
-def _find(folder: Path, prefix: str, kind: str, dimensions: int) -> Path | None:
+def idx_folders(root: Path) -> tuple[Path, Path]:
+    """Where IDX files may lie, in the order of preference."""
+    return root, root / "MNIST" / "raw"
+
+
+def find_idx(folder: Path, train: bool, kind: str) -> Iterator[Path]:
+    """The IDX files that hold a part's images or labels, in the order of preference."""
     for joint in "-.":  # both spellings are in circulation
         for suffix in ("", ".gz"):
-            path = folder / f"{prefix}-{kind}{joint}idx{dimensions}-ubyte{suffix}"
-            if path.is_file():
-                return path
-    return None
+            name = f"{PREFIXES[train]}-{kind}{joint}idx{DIMENSIONS[kind]}-ubyte{suffix}"
+            if (folder / name).is_file():
+                yield folder / name
