@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -59,7 +60,13 @@ def write_folder(
     except BaseException:
         if old.exists() and not target.exists():
             old.rename(target)
-        shutil.rmtree(draft, ignore_errors=True)
+        # More than once: an interrupt can keep an executor from waiting for a thread that it has
+        # just started, which then writes on until it misses the folder.
+        for _ in range(20):
+            shutil.rmtree(draft, ignore_errors=True)
+            if not draft.exists():
+                break
+            time.sleep(0.05)
         raise
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
