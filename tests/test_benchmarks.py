@@ -152,6 +152,17 @@ def test_loader_runs() -> None:
         assert ratio == 1 if "DataLoader" in row else ratio > 0
 
 
+def test_png_runs() -> None:
+    pytest.importorskip("PIL")
+    printed = run("png.py", "--quick", "--files", "1500", "--threads", "1").stdout
+    rows = [row.split("  ")[0].split(" ", 1) for row in printed.splitlines()[2:]]
+    states = ["warm", "cold"] if hasattr(os, "posix_fadvise") else ["warm"]
+    readers = ["Pillow", "Pillow, threads", "fastmlp", "fastmlp, kept"]
+    assert [[state, reader.strip()] for state, reader in rows] == [
+        [state, reader] for state in states for reader in readers
+    ]
+
+
 def test_a_wrong_loader_is_found() -> None:
     data = TensorDataset(torch.randn(10, 2), torch.arange(10))
 
