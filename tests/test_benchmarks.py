@@ -100,6 +100,14 @@ def test_peers_compute_the_same(peer: str) -> None:
     assert [line.split()[3] for line in lines] == [peer] * (1 if peer == "onnxruntime" else 2)
 
 
+def test_compile_compiles() -> None:
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        peers.compiled(peers.Problem(TINY, "forward"), 1).results()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
 def test_a_missing_peer_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +286,70 @@ def test_select_by_pattern_and_group() -> None:
     ]
     with pytest.raises(ValueError, match="no shape matches 'nothing'"):
         shapes.select("nothing")
+
+
+# Dropout and residual blocks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
+def test_networks_of_blocks_are_what_they_should_be(name: str) -> None:
+    shape = shapes.select(name)[0]
+    plain, fused = (
+        make(peers.Problem(shape, "step")) for make in (peers.eager_network, peers.fastmlp_network)
+    )
+    assert type(plain) is torch.nn.Sequential
+    assert isinstance(fused, fastmlp.FusedMLP)
+    assert fused.why_plain(torch.randn(shape.batch, shape.sizes[0])) is None
+    assert list(plain.state_dict()) == list(fused.state_dict())
+    for a, b in zip(plain.parameters(), fused.parameters(), strict=True):
+        assert torch.equal(a, b)
+    kinds = [type(module) for module in fused.modules()]
+    assert kinds.count(torch.nn.Dropout) == (shape.dropout > 0) * (len(shape.sizes) - 2)
+    blocks = [isinstance(fused.get_submodule(str(i)), fastmlp.Residual) for i in range(len(fused))]
+    assert sum(blocks) == sum(shape.skips)
+    assert shape.skips == (False,) * 2 if shape.dropout else (True,) * 7 + (False,)
+    assert not any(shapes.select("lecture-50")[0].skips)
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+@pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
+@pytest.mark.parametrize("peer", ["eager", "fastmlp"])
+def test_dropout_is_timed_but_not_compared(peer: str, name: str, task: str) -> None:
+    problem = peers.Problem(shapes.select(name)[0], task)
+    with torch.set_grad_enabled(task != "forward"):
+        contestant = peers.PEERS[peer](problem, 1)
+        assert check.fault(problem, contestant.results()) is None
+        state = torch.get_rng_state()
+        contestant.run()
+    draws = not torch.equal(torch.get_rng_state(), state)
+    assert draws == (problem.shape.dropout > 0 and task != "forward")
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+def test_a_block_that_forgets_its_input_is_found(task: str) -> None:
+    shape = shapes.select("residual-32")[0]
+    without = peers.Problem(dataclasses.replace(shape, residual=False), task)
+    with torch.set_grad_enabled(task != "forward"):
+        wrong = peers.eager(without, 1).results()
+    assert "off by" in str(check.fault(peers.Problem(shape, task), wrong))
+
+
+@pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
+@pytest.mark.parametrize("contestant", ["train_step", "fastmlp", "eager"])
+def test_steps_of_blocks_are_right(contestant: str, name: str) -> None:
+    problem = peers.Problem(shapes.select(name)[0], "sgd")
+    one = train_step.CONTESTANTS[contestant](problem, 1)
+    assert train_step.expected(problem).fault(one.results()) is None
+    state = torch.get_rng_state()
+    one.run()
+    assert (not torch.equal(torch.get_rng_state(), state)) == (problem.shape.dropout > 0)
+
+
+def test_who_draws_other_masks_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for task, known in (("sgd", train_step.CONTESTANTS), ("forward+backward", peers.PEERS)):
+        problem = peers.Problem(shapes.select("dropout-100")[0], task)
+        assert not list(peers.contestants(["jax"], known, problem, 1))
+        assert capsys.readouterr().out == f"skipped jax, {task} of dropout-100: no dropout\n"
 
 
 # Statistics and timing ---------------------------------------------------------------------------
