@@ -152,9 +152,13 @@ BROKEN: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("large", [1, 1 << 16])  # the first: by threads
 @pytest.mark.parametrize("place", [0, 1, 70])
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_file_is_named(tmp_path: Path, fault: str, place: int) -> None:
+def test_a_broken_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, place: int, large: int
+) -> None:
+    monkeypatch.setattr(png, "_LARGE", large)
     images, _ = random_images(72)
     contents = [encode_png(image.numpy()) for image in images]
     contents[place] = BROKEN[fault]()

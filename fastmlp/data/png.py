@@ -2,8 +2,8 @@
 
 Of a file of 28×28 pixels Pillow opens one in the time in which it could decode ten. So Pillow sees
 none of the usual files: their scan lines are inflated here, laid below one another, and given to it
-as one tall image. Any other file, and any that is broken, it gets as it is: what is read, and what
-is said of a file that cannot be, is always Pillow's.
+as one tall image. Any other file, and any that is large or broken, it gets as it is: what is read,
+and what is said of a file that cannot be, is always Pillow's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _EIGHT_BITS = {"1", "L", "LA", "P", "RGB", "RGBA"}  # modes that turn to grey wi
 
 _AHEAD = 64  # files that are open at a time, far fewer than a process may have
 _STACK = 1 << 22  # bytes of scan lines that make a tall image
-# Bytes of an image's scan lines from which inflating, which does without the interpreter, takes
-# long enough for threads to gain more than they lose by waiting for it.
+# Bytes of scan lines from which an image is large: decoding, for which Pillow needs no interpreter,
+# takes so long that threads gain more than they lose by waiting for one another.
 _LARGE = 1 << 16
 _BYTES_AT_ONCE = 1 << 16  # of a file; most have less
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
@@ -167,31 +167,42 @@ class _Reader:
         self.faults = faults
         self.first, shape = self._find_first()
         self.images = np.zeros((len(paths), *shape), dtype=np.uint8)
-        content = next(_read_ahead([self.first]))[0]
-        self.layout = _Layout.of(content)
+        layout = _Layout.of(next(_read_ahead([self.first]))[0])
+        self.large = layout is not None and layout.size >= _LARGE
+        self.layout = None if self.large else layout
 
     def read(self, bar: Bar) -> None:
+        if self.large:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for fault in pool.map(self._read_alone, range(len(self.paths))):
+                    self._note(fault)
+                    bar.advance(1)
+            return
         rows: list[int] = []  # whose scan lines wait for their stack
         stack: list[bytes] = []
-        size = self.layout.size if self.layout else 0
-        row = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # has no threads until it gets work
-            in_turn = pool.map if size >= _LARGE else map
-            for contents in _read_ahead(self.paths):
-                for lines in in_turn(self._scan_lines, contents):
-                    if lines is None:
-                        self._read_alone(row)
-                    else:
-                        rows.append(row)
-                        stack.append(lines)
-                    row += 1
-                if len(stack) * size >= _STACK or row == len(self.paths):
-                    self._read_stack(rows, stack)
-                    rows, stack = [], []
-                bar.advance(len(contents))
+        row = size = 0
+        for contents in _read_ahead(self.paths):
+            for content in contents:
+                lines = self.layout.scan_lines(content) if self.layout else None
+                if lines is None:
+                    self._note(self._read_alone(row))
+                else:
+                    rows.append(row)
+                    stack.append(lines)
+                    size += len(lines)
+                row += 1
+            if size >= _STACK:
+                self._read_stack(rows, stack)
+                rows, stack, size = [], [], 0
+            bar.advance(len(contents))
+        self._read_stack(rows, stack)
 
-    def _scan_lines(self, content: bytes) -> bytes | None:
-        return self.layout.scan_lines(content) if self.layout else None
+    def _note(self, fault: DataError | None) -> None:
+        if fault is None:
+            return
+        if self.faults is None:
+            raise fault
+        self.faults.append(fault)
 
     def _find_first(self) -> tuple[str, tuple[int, ...]]:
         """The first file that can be read, whose size all must have, and that size."""
@@ -213,25 +224,24 @@ class _Reader:
                 pixels = np.asarray(image.convert("L"))
         except Exception:  # one of them has a line of no known filter: Pillow will say which
             for row in rows:
-                self._read_alone(row)
+                self._note(self._read_alone(row))
         else:
             self.images[rows] = pixels.reshape(len(rows), height + 1, width)[:, :height]
 
-    def _read_alone(self, row: int) -> None:
+    def _read_alone(self, row: int) -> DataError | None:
+        """Fills a row by Pillow, or says why it cannot be."""
         path = self.paths[row]
         try:
             image = self._decode(path)
-            if image.shape != self.images.shape[1:]:
-                found, expected = (
-                    f"{height}×{width}" for height, width in (image.shape, self.images.shape[1:])
-                )
-                raise DataError(f"{path}: {found} pixels instead of {expected} as in {self.first}")
         except DataError as error:
-            if self.faults is None:
-                raise
-            self.faults.append(error)
-        else:
+            return error
+        if image.shape == self.images.shape[1:]:
             self.images[row] = image
+            return None
+        found, expected = (
+            f"{height}×{width}" for height, width in (image.shape, self.images.shape[1:])
+        )
+        return DataError(f"{path}: {found} pixels instead of {expected} as in {self.first}")
 
     def _decode(self, path: str) -> Pixels:
         """An image, uint8 `[H, W]`, as Pillow has it."""
