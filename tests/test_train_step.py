@@ -1268,13 +1268,13 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         ValueError, "forward of its own",
         lambda: build(nn.Sequential(small()), prepare=lambda m: own_forward(m[0])),
     ),
-    "dropout": (
-        ValueError, r"module 1, Dropout.*not fused",
-        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Dropout())),
+    "alpha-dropout": (
+        ValueError, r"module 1, AlphaDropout.*not fused",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.AlphaDropout())),
     ),
-    "nested-dropout": (
-        ValueError, r"module 1\.0, Dropout.*not fused",
-        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Dropout()))),
+    "nested-alpha-dropout": (
+        ValueError, r"module 1\.0, AlphaDropout.*not fused",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.AlphaDropout()))),
     ),
     "nested-subclass": (
         ValueError, "Doubled", lambda: build(nn.Sequential(Doubled(nn.Linear(4, 3))))
@@ -1525,8 +1525,9 @@ LATER: dict[str, tuple[Errors, str, Spoil]] = {
         call(lambda t: t.model.pop(3), lambda t: t.model.pop(2)),
     ),
     "layer-shared": (RuntimeError, "share", call(share_later)),
-    "dropout": (
-        RuntimeError, "Dropout.*not fused", call(lambda t: t.model.__setitem__(1, nn.Dropout()))
+    "alpha-dropout": (
+        RuntimeError, "AlphaDropout.*not fused",
+        call(lambda t: t.model.__setitem__(1, nn.AlphaDropout())),
     ),
     "float": (RuntimeError, "differ in dtype", call(lambda t: t.model.float())),
     "half": (RuntimeError, "float32 or float64", call(lambda t: t.model.half())),
