@@ -62,7 +62,7 @@ def test_activations(
         check(problem, str(sizes))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     batch=SIZES,
     widths=st.lists(st.tuples(SIZES, st.integers(1, 3)), min_size=2, max_size=4),
@@ -127,15 +127,14 @@ def test_ranks(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("shape", [(9,), (2, 3, 4), ()])
-@pytest.mark.parametrize("sizes", [[17, 17, 5], [17, 17], [1, 1, 5], [1, 1]], ids=str)
+@pytest.mark.parametrize("sizes", [[17, 17, 5], [17, 17], [1, 1]], ids=str)
 def test_layouts(
     isa: str, dtype: torch.dtype, layout: Layout, shape: tuple[int, ...], sizes: list[int]
 ) -> None:
     """Of the input, which is added, and of the output's gradient, which is added to dx."""
     for options, output in ((BOTH, None), (BOTH, "sigmoid"), (KINDS["skip"], None)):
         plain = Problem.random(shape, sizes, dtype, output=output, **options)
-        check(replace(plain, x=layout(plain.x)), "x")
-        check(replace(plain, grad_output=layout(plain.grad_output)), "gradient")
+        check(replace(plain, x=layout(plain.x)), "input")
         check(replace(plain, x=layout(plain.x), grad_output=layout(plain.grad_output)), "both")
 
 
