@@ -68,6 +68,7 @@ void fill(double dropout, const at::Tensor& part) {
 }  // namespace
 
 void draw_noise(Arguments& arguments, at::ArrayRef<double> dropouts) {
+  check_without_noise(arguments);  // so that an error leaves the generator as it was
   const int64_t batch = arguments.batch();
   const at::ScalarType dtype = arguments.input.scalar_type();
   int64_t elements = 0;

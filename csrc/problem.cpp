@@ -31,6 +31,11 @@ void check_noise(const Arguments& a) {
 }  // namespace
 
 void check(const Arguments& a) {
+  check_without_noise(a);
+  check_noise(a);
+}
+
+void check_without_noise(const Arguments& a) {
   const auto layers = a.weights.size();
   TORCH_CHECK(layers > 0, "fastmlp: expected at least one weight, got none");
   TORCH_CHECK(a.biases.size() == layers,
@@ -85,7 +90,6 @@ void check(const Arguments& a) {
                 "added to its output, got weight ",
                 l, " of shape ", weight.sym_sizes());
   }
-  check_noise(a);
   TORCH_CHECK(a.input.scalar_type() == at::kFloat || a.input.scalar_type() == at::kDouble,
               "fastmlp: expected float32 or float64, got ", a.input.scalar_type());
 }

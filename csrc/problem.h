@@ -28,6 +28,7 @@ struct Arguments {
 // Throws c10::Error (RuntimeError in Python) with given and expected shapes unless the arguments
 // form a network.
 void check(const Arguments& arguments);
+void check_without_noise(const Arguments& arguments);
 
 // Which gradients are wanted: of input, weights…, biases…; empty: none.
 using Needs = std::vector<bool>;

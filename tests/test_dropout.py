@@ -811,6 +811,16 @@ def test_steps_on_any_number_of_threads(threads: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_an_error_leaves_the_generator_as_it_was() -> None:
+    model = FusedMLP([5, 4, 3], dropout=0.5)
+    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.1))
+    state = torch.get_rng_state()
+    for call in (model, lambda x: step(x, torch.zeros(2, dtype=torch.int64))):
+        with pytest.raises(RuntimeError, match="shape"):
+            call(torch.randn(2, 4, generator=torch.Generator()))
+        assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_wrong_mask_shows() -> None:
     """The comparison can fail: with the generator one word further, it does."""
     twins = train_twins()
