@@ -10,7 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from fastmlp import FusedMLP
-from fastmlp.data import Compose, DigitsDataset, MNISTDataset, Normalize, ToTensor, collate
+from fastmlp.data import (
+    Compose,
+    DigitsDataset,
+    ImageDataset,
+    MNISTDataset,
+    Normalize,
+    ToTensor,
+    collate,
+)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data-dir")
@@ -19,8 +27,8 @@ arguments = parser.parse_args()
 
 transform = Compose([ToTensor(), Normalize((0.1307,), (0.3081,))])
 if arguments.data_dir:
-    train_set = MNISTDataset(arguments.data_dir, train=True, transform=transform)
-    test_set = MNISTDataset(arguments.data_dir, train=False, transform=transform)
+    train_set: ImageDataset = MNISTDataset(arguments.data_dir, train=True, transform=transform)
+    test_set: ImageDataset = MNISTDataset(arguments.data_dir, train=False, transform=transform)
 else:
     train_set = DigitsDataset(train=True, transform=transform)
     test_set = DigitsDataset(train=False, transform=transform)

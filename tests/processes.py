@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,13 +17,24 @@ def run(
     program: str, timeout: float = 120, **environment: str | None
 ) -> subprocess.CompletedProcess[str]:
     """Runs Python code; environment variables are added, or removed where None."""
+    return _start(["-c", program], timeout, environment)
+
+
+def run_file(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs a file of Python code, as `python FILE ARGUMENTS` does."""
+    return _start([str(program), *map(str, arguments)], 120, {})
+
+
+def _start(
+    arguments: list[str], timeout: float, environment: Mapping[str, str | None]
+) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **{k: v for k, v in environment.items() if v is not None}}
     for key, value in environment.items():
         if value is None:
             env.pop(key, None)
     try:
         return subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, *arguments],
             cwd=Path(__file__).parent,  # not the source tree, which hides the installed package
             env=env, timeout=timeout, text=True, capture_output=True, check=False,
         )  # fmt: skip

@@ -6,7 +6,6 @@ import copy
 import fcntl
 import os
 import re
-import runpy
 import signal
 import struct
 import subprocess
@@ -193,18 +192,6 @@ def test_the_loops_print_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert alone["options"]["loop"] == name
         assert_same(alone["model"], twin["model"])  # others beside it change nothing
         assert alone["curve"] == twin["curve"]
-
-
-def test_the_example_learns_too(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("sklearn")
-    example = Path(__file__).resolve().parents[1] / "examples" / "mnist.py"
-    monkeypatch.setattr(sys, "argv", [str(example), "--epochs", "8"])
-    runpy.run_path(str(example))
-    errors = [float(e) for e in re.findall(r"test error ([\d.]+) %", capsys.readouterr().out)]
-    assert len(errors) == 8
-    assert errors[-1] < 9.0  # the nearest mean of a class
 
 
 @needs_mnist

@@ -1,0 +1,72 @@
+"""What the lecture's programs share: their arguments, and how a figure is drawn and saved."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastmlp._faults import Fault, require
+from fastmlp._files import check_writable, write_whole
+
+# Colours that colour-blind people tell apart: M. Okabe, K. Ito, Color Universal Design, 2008.
+BLUE, RED, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+_STYLE = {
+    "axes.grid": True, "axes.titlesize": "medium", "figure.dpi": 100, "grid.alpha": 0.3,
+    "legend.fontsize": "small", "svg.hashsalt": "fastmlp",
+}  # fmt: skip
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every program has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="less of everything: a few seconds")
+    parser.add_argument("--plot", type=_plot, metavar="FILE", help="draw to FILE, .png or .svg")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments given; the seed is set."""
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    return arguments
+
+
+def linear_layers(model: nn.Sequential) -> list[nn.Linear]:
+    """The layers with weights, in order."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+@contextmanager
+def figure(file: str, rows: int, columns: int, size: tuple[float, float]) -> Iterator[Any]:
+    """Gives the axes [rows, columns] of a figure of so many inches, and saves it in the end."""
+    matplotlib = require("matplotlib", "Matplotlib", "--plot")
+    kind = Path(file).suffix[1:]
+    with matplotlib.rc_context(_STYLE):
+        figure = require("matplotlib.figure", "Matplotlib", "--plot").Figure(
+            figsize=size, layout="constrained"
+        )
+        yield figure.subplots(rows, columns, squeeze=False)
+        undated = {"Date": None} if kind == "svg" else None  # the same file in every run
+        write_whole(file, lambda stream: figure.savefig(stream, format=kind, metadata=undated))
+    print(f"drawn: {file}")
+
+
+def _plot(file: str) -> str:
+    """Finds out before the work what would go wrong after it."""
+    try:
+        if Path(file).suffix not in (".png", ".svg"):
+            raise Fault(f"{file}: expected a name that ends in .png or .svg")
+        check_writable(file)
+        require("matplotlib", "Matplotlib", "--plot")
+    except Fault as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from fault
+    return file
