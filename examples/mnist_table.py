@@ -23,7 +23,7 @@ import io
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
@@ -107,23 +107,22 @@ SIGNS = (F.one_hot(PAIRS[:, 0], 10) - F.one_hot(PAIRS[:, 1], 10)).float()  # [45
 
 
 class Data:
-    """Images uint8 [n, 28, 28] and labels [n], to train on and to test on; the latter are held-out
-    training images with validate. Quick leaves 2000 of each."""
+    """Images uint8 [n, 28, 28] and labels [n], to train on and to test on.
+
+    With validate the latter are the last sixth of the training set; quick leaves 2000 of each.
+    """
 
     def __init__(self, directory: str | None, validate: bool = False, quick: bool = False) -> None:
+        def load(train: bool) -> tuple[Tensor, Tensor]:
+            part = MNISTDataset(directory, train) if directory else DigitsDataset(train)
+            number = 2000 if quick else len(part)
+            return part.images[:number], part.labels[:number]
+
+        images, labels = load(train=True)
+        cut = len(labels) * 5 // 6 if validate else len(labels)
+        self.train = images[:cut], labels[:cut]
+        self.test = (images[cut:], labels[cut:]) if validate else load(train=False)
         self.tested_on = "held-out" if validate else "test"
-        self.train, self.test = [
-            (part.images, part.labels)
-            for part in (
-                MNISTDataset(directory, train) if directory else DigitsDataset(train)
-                for train in (True, False)
-            )
-        ]
-        if quick:
-            self.train, self.test = [(x[:2000], y[:2000]) for x, y in (self.train, self.test)]
-        if validate:
-            (x, y), cut = self.train, len(self.train[1]) * 5 // 6
-            self.train, self.test = (x[:cut], y[:cut]), (x[cut:], y[cut:])
         content = hashlib.sha256()
         for tensor in (*self.train, *self.test):
             content.update(tensor.numpy().tobytes())
@@ -234,7 +233,7 @@ class Run:
     def restore(self, file: Path) -> None:
         state = checkpoint.load(file)
         if state.get("key") != self.key:
-            raise Fault(f"{file}: is of other settings or images: name another folder or remove it")
+            raise Fault(f"{file}: is of another row, seed, setting or data: move it away")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
@@ -326,15 +325,25 @@ def shortened(row: Row) -> Row:
     return replace(row, sizes=sizes, epochs=2, batch_size=32, minutes=0, seeds=1)
 
 
+def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+        return value
+
+    return number
+
+
 def arguments() -> argparse.Namespace:
     options = parser(__doc__)
     add = options.add_argument
     add("--data-dir", metavar="DIR", help="MNIST, as PNG tree or IDX files")
     add("--rows", type=chosen, default=ROWS, metavar="ROWS",
         help="numbers, ranges and names, such as 1,4,7-9,deep (default: all)")  # fmt: skip
-    add("--seeds", type=int, metavar="N", help="networks a row, from seed on (default: 3, of the "
+    add("--seeds", type=above_zero(int), metavar="N", help="networks a row, from seed on (default: 3, of the "
         "last two rows 1)")  # fmt: skip
-    add("--minutes", type=float, metavar="M", help="train each network for so long, not for its "
+    add("--minutes", type=above_zero(float), metavar="M", help="train each network for so long, not for its "
         "number of epochs (default: deep 60)")  # fmt: skip
     add("--validate", action="store_true", help="test after each epoch, on the last sixth of the "
         "training images")  # fmt: skip
