@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "augment.h"
 #include "cpu/isa.h"
 #include "cpu/network.h"
 #include "cpu/record.h"
@@ -150,6 +151,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   };
   m.def("get_isa", [=] { return as_runtime_error([] { return cpu::get_isa(); }); });
   m.def("set_isa", [=](const std::string& name) { as_runtime_error([&] { cpu::set_isa(name); }); });
+  m.def("deskew", deskew, py::call_guard<py::gil_scoped_release>());
+  m.def("distort", distort, py::call_guard<py::gil_scoped_release>());
   m.def("cached_bytes", cached_bytes);
   m.def("empty_cache", empty_cache);
   m.def("record_kernels", [](bool on) { on ? cpu::start_recording() : cpu::stop_recording(); });

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/resample.h"
 #include "mlp.h"
 #include "training.h"
 
@@ -78,6 +79,15 @@ struct Kernels {
               const Update<T>& update, T scale);
   void (*adam)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* mean,
                T* square, T* square_max, const Update<T>& update, T scale);
+  // out[n] = noise that belongs to the key and to the image's number, whole numbers of variance
+  // kNoiseVariance; up to the next multiple of 4 · kNoiseRun is written.
+  void (*noise)(uint64_t key, uint64_t image, int64_t n, float* out);
+  void (*pack_neighbours)(int64_t height, int64_t width, const uint8_t* image,
+                          const Neighbours& packed);
+  // out[height, width]: pixels interpolated bilinearly between four neighbours, at places rounded
+  // to 256ths. `wide` is scratch for height · width + `width of a vector` words.
+  void (*resample)(int64_t height, int64_t width, const Affine& affine, const Shifts& shifts,
+                   const uint32_t* neighbours, uint32_t* wide, uint8_t* out);
   // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
   // peak; returns their sum.
   T (*multiply_add)(int64_t steps);

@@ -1,4 +1,6 @@
 // The kernels for AVX-512: 32 vector registers.
+#include <cstring>
+
 #include "cpu/kernels.h"
 #include "cpu/target.h"
 
@@ -10,6 +12,7 @@ namespace avx512 {
 // The algorithms follow the vectors that they are written in.
 #include "cpu/activation-inl.h"
 #include "cpu/gemm-inl.h"
+#include "cpu/resample-inl.h"
 #include "cpu/sparse-inl.h"
 #include "cpu/training-inl.h"
 // … and these the table of them all.

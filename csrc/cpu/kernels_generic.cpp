@@ -1,5 +1,6 @@
 // The kernels for any CPU.
 #include <cmath>
+#include <cstring>
 
 #include "cpu/kernels.h"
 #include "cpu/target.h"
@@ -10,6 +11,7 @@ namespace generic {
 // The algorithms follow the vectors that they are written in.
 #include "cpu/activation-inl.h"
 #include "cpu/gemm-inl.h"
+#include "cpu/resample-inl.h"
 #include "cpu/sparse-inl.h"
 #include "cpu/training-inl.h"
 // … and these the table of them all.

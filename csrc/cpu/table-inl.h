@@ -68,6 +68,9 @@ Kernels<T> make_kernels(const char* isa) {
   table.bce_with_logits = bce_with_logits<T>;
   table.sgd = sgd<T>;
   table.adam = adam<T>;
+  table.noise = noise;
+  table.pack_neighbours = pack_neighbours;
+  table.resample = resample;
   table.multiply_add = multiply_add<T>;
   return table;
 }

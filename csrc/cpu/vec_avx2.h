@@ -45,6 +45,11 @@ struct Vec<float> {
     return _mm256_or_ps(abs(a), _mm256_and_ps(_mm256_set1_ps(-0.0f), s));
   }
 
+  template <typename Words>  // 8 of 32 bits
+  static FASTMLP_INLINE Words gather(const uint32_t* table, Words index) {
+    return Words(_mm256_i32gather_epi32(reinterpret_cast<const int*>(table), __m256i(index), 4));
+  }
+
   static FASTMLP_INLINE void transpose(Reg (&r)[8]) {
     Reg t[8];
     FASTMLP_UNROLL

@@ -5,7 +5,8 @@
 //   max(a, b), min(a, b) return b when either is NaN; is_positive(x) is x > 0 (false for NaN),
 //   is_not_positive(x) is x <= 0 (false for NaN); select(c, a, b) is c ? a : b; times_exp2(x, n) is
 //   x·2^n for integral n with 2^n normal; transpose(r) transposes the width × width matrix of rows
-//   r; sum_rows(r)[i] is the sum of the lanes of r[i], always added in the same order, whatever i.
+//   r; sum_rows(r)[i] is the sum of the lanes of r[i], always added in the same order, whatever i;
+//   for T = float, gather(t, i) is t[i], in the compiler's own vectors of integers.
 // No include guard: the file belongs to the namespace it is included in, once.
 
 template <typename T>
@@ -49,6 +50,11 @@ struct Vec<float> {
   static FASTMLP_INLINE Reg with_sign_of(Reg a, Reg s) {
     return _mm512_or_ps(_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a),
                         _mm512_and_ps(_mm512_set1_ps(-0.0f), s));
+  }
+
+  template <typename Words>  // 16 of 32 bits
+  static FASTMLP_INLINE Words gather(const uint32_t* table, Words index) {
+    return Words(_mm512_i32gather_epi32(__m512i(index), table, 4));
   }
 
   static FASTMLP_INLINE void transpose(Reg (&r)[16]) {

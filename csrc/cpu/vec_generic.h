@@ -101,6 +101,14 @@ struct Vec {
     return each([&](int i) { return std::copysign(a.lane[i], s.lane[i]); });
   }
 
+  template <typename Words>  // a compiler's vector
+  static FASTMLP_INLINE Words gather(const uint32_t* table, Words index) {
+    Words result;
+    FASTMLP_UNROLL
+    for (int i = 0; i < width; ++i) result[i] = table[index[i]];
+    return result;
+  }
+
   static FASTMLP_INLINE void transpose(Reg (&r)[width]) {
     FASTMLP_UNROLL
     for (int i = 0; i < width; ++i) {
