@@ -144,7 +144,8 @@ class Run:
     def __init__(self, row: Row, seed: int, data: Data, file: Path | None = None) -> None:
         self.row, self.seed, self.data, self.file = row, seed, data, file
         torch.manual_seed(seed)
-        self.model = FusedMLP(row.sizes)
+        squared = row.loss == "mean square error"
+        self.model = FusedMLP(row.sizes, output_activation="sigmoid" if squared else None)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), row.lr, weight_decay=row.weight_decay
         )
@@ -184,7 +185,8 @@ class Run:
         else:
             criterion: nn.Module = nn.CrossEntropyLoss(label_smoothing=row.label_smoothing)
             if row.loss == "mean square error":
-                criterion, labels = nn.MSELoss(), F.one_hot(labels, 10).float()
+                # Targets that a sigmoid reaches.
+                criterion, labels = nn.MSELoss(), 0.1 + 0.8 * F.one_hot(labels, 10)
             step = TrainStep(self.model, criterion, self.optimizer)
             [report] = step.fit(
                 (images, labels), row.batch_size, normalize=(MEAN, STD), progress=False
@@ -341,10 +343,10 @@ def arguments() -> argparse.Namespace:
     add("--data-dir", metavar="DIR", help="MNIST, as PNG tree or IDX files")
     add("--rows", type=chosen, default=ROWS, metavar="ROWS",
         help="numbers, ranges and names, such as 1,4,7-9,deep (default: all)")  # fmt: skip
-    add("--seeds", type=above_zero(int), metavar="N", help="networks a row, from seed on (default: 3, of the "
-        "last two rows 1)")  # fmt: skip
-    add("--minutes", type=above_zero(float), metavar="M", help="train each network for so long, not for its "
-        "number of epochs (default: deep 60)")  # fmt: skip
+    add("--seeds", type=above_zero(int), metavar="N", help="networks a row, from seed on "
+        "(default: 3, of the last two rows 1)")  # fmt: skip
+    add("--minutes", type=above_zero(float), metavar="M", help="train each network for so long, "
+        "not for its number of epochs (default: deep 60)")  # fmt: skip
     add("--validate", action="store_true", help="test after each epoch, on the last sixth of the "
         "training images")  # fmt: skip
     add("--state", type=Path, metavar="DIR", help="keep the networks there, and go on from there")
