@@ -46,7 +46,7 @@ def allocated(model: nn.Module, x: Tensor) -> int:
 
 def main() -> int:
     parser = common_options(__doc__)
-    add_shapes(parser, "named")
+    add_shapes(parser, "named,blocks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     more = False

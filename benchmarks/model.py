@@ -10,7 +10,7 @@ from suite import Suite, network_options
 def main() -> int:
     tasks = ("forward", "forward+backward")
     contestants = ("fastmlp", "eager", "compile", "jax", "onnxruntime")
-    return Suite(network_options(__doc__, "named", tasks, contestants).parse_args()).run()
+    return Suite(network_options(__doc__, "named,blocks", tasks, contestants).parse_args()).run()
 
 
 if __name__ == "__main__":

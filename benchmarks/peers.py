@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -45,11 +46,17 @@ class Problem:
         """A new plain network, with the same weights each time."""
         generator_state = torch.random.get_rng_state()
         torch.manual_seed(0)
-        layers: list[nn.Module] = []
-        for m, n in pairwise(self.shape.sizes):
-            layers += [nn.Linear(m, n), nn.ReLU()]
+        if self.shape.options:
+            from fastmlp import FusedMLP  # not above: earlier versions know no options
+
+            network = FusedMLP(list(self.shape.sizes), **self.shape.options).as_sequential()
+        else:
+            layers: list[nn.Module] = []
+            for m, n in pairwise(self.shape.sizes):
+                layers += [nn.Linear(m, n), nn.ReLU()]
+            network = nn.Sequential(*layers[:-1])
         torch.random.set_rng_state(generator_state)
-        return nn.Sequential(*layers[:-1])
+        return network
 
     def parameters(self) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
         """Weight (out, in) and bias (out,) of each layer."""
@@ -99,7 +106,17 @@ def named(arrays: list[np.ndarray[Any, Any]]) -> Results:
     return {f"{('dW', 'db')[i % 2]}{i // 2}": a for i, a in enumerate(arrays)}
 
 
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """For what is compared: not everyone draws torch's masks."""
+    training = model.training
+    model.eval()
+    yield
+    model.train(training)
+
+
 def _torch_contestant(name: str, model: nn.Module, problem: Problem) -> Contestant:
+    model.train(problem.task != "forward")
     x, grad, labels = problem.x, problem.grad, problem.labels
     params = list(model.parameters())
     loss = nn.CrossEntropyLoss()
@@ -126,7 +143,8 @@ def _torch_contestant(name: str, model: nn.Module, problem: Problem) -> Contesta
     run = {"forward": forward, "forward+backward": forward_backward, "step": step}[problem.task]
 
     def results() -> Results:
-        out = run().detach().numpy()
+        with without_dropout(model):
+            out = run().detach().numpy()
         if problem.task == "forward":
             return {"y": out}
         if problem.task == "step":
@@ -143,15 +161,15 @@ def eager_network(problem: Problem) -> nn.Module:
 def fastmlp_network(problem: Problem) -> nn.Module:
     from fastmlp import FusedMLP
 
-    model = FusedMLP(list(problem.shape.sizes))
+    model = FusedMLP(list(problem.shape.sizes), **problem.shape.options)
     model.load_state_dict(problem.network().state_dict())
     return model
 
 
 def compiled_network(problem: Problem) -> nn.Module:
     torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
-    model = problem.network()
-    model.compile()
+    # Not by Module.compile: Dynamo skips Sequential's own forward, and would compile nothing.
+    model: nn.Module = torch.compile(problem.network())  # type: ignore[assignment]
     return model
 
 
@@ -168,6 +186,8 @@ def compiled(problem: Problem, threads: int) -> Contestant:
 
 
 def jax(problem: Problem, threads: int) -> Contestant:
+    if problem.shape.dropout and problem.task != "forward":
+        raise Unsupported("no dropout")
     # Read once, when JAX starts: the size of its thread pool, and no other device.
     os.environ["NPROC"] = str(threads)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -181,8 +201,9 @@ def jax(problem: Problem, threads: int) -> Contestant:
     params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.parameters()]
 
     def network(params: Any, x: Any) -> Any:
-        for w, b in params[:-1]:
-            x = jax.nn.relu(x @ w + b)
+        for (w, b), skip in zip(params[:-1], problem.shape.skips, strict=False):
+            y = jax.nn.relu(x @ w + b)
+            x = x + y if skip else y
         w, b = params[-1]
         return x @ w + b
 
@@ -231,11 +252,14 @@ def onnxruntime(problem: Problem, threads: int) -> Contestant:
     nodes, constants, last = [], [], len(problem.shape.sizes) - 2
     for i, (w, b) in enumerate(problem.parameters()):
         constants += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
-        inputs = ["x" if i == 0 else f"h{i}", f"w{i}", f"b{i}"]
+        x = "x" if i == 0 else f"h{i}"
+        inputs = [x, f"w{i}", f"b{i}"]
         nodes.append(helper.make_node("Gemm", inputs, ["y" if i == last else f"z{i}"], transB=1))
         if i < last:
-            nodes.append(helper.make_node("Relu", [f"z{i}"], [f"h{i + 1}"]))
-    x = problem.x.numpy()
+            skip = problem.shape.skips[i]
+            nodes.append(helper.make_node("Relu", [f"z{i}"], [f"{'r' if skip else 'h'}{i + 1}"]))
+            if skip:
+                nodes.append(helper.make_node("Add", [x, f"r{i + 1}"], [f"h{i + 1}"]))
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, (problem.shape.batch, features))
         for name, features in (("x", problem.shape.sizes[0]), ("y", problem.shape.sizes[-1]))
@@ -250,8 +274,10 @@ def onnxruntime(problem: Problem, threads: int) -> Contestant:
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
+    rows = problem.x.numpy()
+
     def run() -> Any:
-        return session.run(None, {"x": x})
+        return session.run(None, {"x": rows})
 
     return Contestant("onnxruntime", run, lambda: {"y": run()[0]})
 

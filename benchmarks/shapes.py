@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import Any
 
 TASKS = ("forward", "forward+backward", "step")
 
@@ -26,16 +27,31 @@ class Shape:
     sizes: tuple[int, ...]  # features: input, hidden ..., output
     batch: int  # rows of the input
     input: str = "random"  # what the rows hold: random, mnist, mnist-raw or onehot; see inputs.py
+    dropout: float = 0.0  # after each ReLU, while it trains
+    residual: bool = False  # whether the hidden layers that can add their input to their output
 
     @property
     def network(self) -> str:
         return "-".join(map(str, self.sizes))
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What FusedMLP is told beside the sizes; nothing that versions without it were not."""
+        given = {"dropout": self.dropout, "residual": self.residual}
+        return {name: value for name, value in given.items() if value}
+
+    @property
+    def skips(self) -> tuple[bool, ...]:
+        """Of each layer, whether its input is added to its output."""
+        *hidden, _ = (self.residual and m == n for m, n in pairwise(self.sizes))
+        return (*hidden, False)
+
     def flops(self, task: str) -> float:
         """Floating-point operations of the products of one call of ``task``.
 
         Backward has two products a layer, dW and dX, but no dX for the first layer: the input of a
-        network asks for no gradient here. Bias, activation, loss and update are not counted.
+        network asks for no gradient here. Bias, activation, dropout, loss and update are not
+        counted.
         """
         products = [2.0 * self.batch * m * n for m, n in pairwise(self.sizes)]
         return sum(products) if task == "forward" else 3 * sum(products) - products[0]
@@ -65,6 +81,9 @@ SHAPES = (
     Shape("sparse", "mnist-50", (784, 300, 10), 50, "mnist"),
     Shape("sparse", "mnist-raw-50", (784, 300, 10), 50, "mnist-raw"),
     Shape("sparse", "onehot-64", (1000, 128, 10), 64, "onehot"),
+    # What may follow an activation.
+    Shape("blocks", "dropout-100", (784, 1000, 10), 100, dropout=0.5),
+    Shape("blocks", "residual-32", (64,) * 9, 32, residual=True),
     *_grid(),
 )
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -61,16 +62,25 @@ def batches(problem: Problem) -> Iterator[Batch]:
 
 
 def contestant(
-    name: str, step: Callable[[Any, Any], object], feed: Iterator[Any], now: Callable[[], Results]
+    name: str,
+    step: Callable[[Any, Any], object],
+    feed: Iterator[Any],
+    now: Callable[[], Results],
+    compared: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Contestant:
-    """One that trains on a feed of batches; ``now`` tells its parameters."""
+    """One that trains on a feed of batches; ``now`` tells its parameters.
+
+    Args:
+        compared: around the steps whose results are compared.
+    """
 
     def run() -> object:
         return step(*next(feed))
 
     def results() -> Results:
-        for _ in range(STEPS):
-            run()
+        with compared():
+            for _ in range(STEPS):
+                run()
         return now()
 
     return Contestant(name, run, results)
@@ -98,21 +108,25 @@ def loop(model: nn.Module, task: str) -> Callable[[Tensor, Tensor], Tensor]:
     return step
 
 
-def _loop(name: str, model: nn.Module, problem: Problem) -> Contestant:
-    step = loop(model, problem.task)
-    return contestant(name, step, batches(problem), lambda: parameters_of(model))
+def _by_torch(
+    name: str, model: nn.Module, problem: Problem, make: Callable[[nn.Module, str], Any] = loop
+) -> Contestant:
+    return contestant(
+        name, make(model, problem.task), batches(problem), partial(parameters_of, model),
+        partial(peers.without_dropout, model),
+    )  # fmt: skip
 
 
 def eager(problem: Problem, threads: int) -> Contestant:
-    return _loop("eager", peers.eager_network(problem), problem)
+    return _by_torch("eager", peers.eager_network(problem), problem)
 
 
 def fastmlp(problem: Problem, threads: int) -> Contestant:
-    return _loop("fastmlp", peers.fastmlp_network(problem), problem)
+    return _by_torch("fastmlp", peers.fastmlp_network(problem), problem)
 
 
 def compiled(problem: Problem, threads: int) -> Contestant:
-    return _loop("compile", peers.compiled_network(problem), problem)
+    return _by_torch("compile", peers.compiled_network(problem), problem)
 
 
 def whole(model: nn.Module, task: str) -> TrainStep:
@@ -124,12 +138,12 @@ def whole(model: nn.Module, task: str) -> TrainStep:
 
 
 def train_step(problem: Problem, threads: int) -> Contestant:
-    model = peers.fastmlp_network(problem)
-    step = whole(model, problem.task)
-    return contestant("train_step", step, batches(problem), lambda: parameters_of(model))
+    return _by_torch("train_step", peers.fastmlp_network(problem), problem, whole)
 
 
 def jax(problem: Problem, threads: int) -> Contestant:
+    if problem.shape.dropout:
+        raise peers.Unsupported("no dropout")
     # Read once, when JAX starts: the size of its thread pool, and no other device.
     os.environ["NPROC"] = str(threads)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -144,8 +158,9 @@ def jax(problem: Problem, threads: int) -> Contestant:
     zeros = jax.tree.map(jnp.zeros_like, parameters)
 
     def mean_loss(parameters: Any, x: Any, y: Any) -> Any:
-        for w, b in parameters[:-1]:
-            x = jax.nn.relu(x @ w + b)
+        for (w, b), skip in zip(parameters[:-1], problem.shape.skips, strict=False):
+            h = jax.nn.relu(x @ w + b)
+            x = x + h if skip else h
         w, b = parameters[-1]
         return -jax.nn.log_softmax(x @ w + b)[jnp.arange(len(y)), y].mean()
 
@@ -201,7 +216,7 @@ def expected(problem: Problem) -> Trained:
     """Where the steps that are checked have to end."""
 
     def trained(dtype: torch.dtype, steps: int) -> Results:
-        model = problem.network().to(dtype)
+        model = problem.network().to(dtype).eval()
         step = loop(model, problem.task)
         for x, y in islice(batches(problem), steps):
             step(x.to(dtype), y)
@@ -234,7 +249,7 @@ def cliffs(rows: list[report.Row]) -> Iterator[str]:
 
 def main() -> int:
     contestants = ("train_step", "fastmlp", "eager", "jax")  # torch.compile compiles for minutes
-    shapes = "lecture-50,small-32,tiny-1,large-1024,width,sparse"
+    shapes = "lecture-50,small-32,tiny-1,large-1024,width,sparse,blocks"
     parser = network_options(__doc__, shapes, [*OPTIMIZERS], contestants, CONTESTANTS)
     suite = StepSuite(parser.parse_args())
     of_the_grid = any(shape.group == "grid" for shape in suite.options.shapes)

@@ -76,6 +76,8 @@ at::Tensor derive(Activation activation, const at::Tensor& grad, const at::Tenso
 struct Call : torch::CustomClassHolder {
   std::vector<int64_t> activations;
   std::vector<double> slopes;
+  std::vector<int64_t> tails;
+  at::Tensor noise;           // on its way to what is saved
   std::vector<bool> needs;    // of input, weights…, biases…
   std::vector<bool> checked;  // of input, weights…: which ones went through save_for_backward
   std::vector<at::Tensor>
@@ -83,7 +85,13 @@ struct Call : torch::CustomClassHolder {
   std::vector<int64_t> versions;  // of the unchecked ones
 
   size_t layers() const { return activations.size(); }
-  Activation last() const { return static_cast<Activation>(activations.back()); }
+  int64_t tail(size_t l) const { return tails.empty() ? 0 : tails[l]; }
+  bool reads_output() const {
+    return saves_output(static_cast<Activation>(activations.back())) && tail(layers() - 1) == 0;
+  }
+  bool has_noise() const {
+    return std::any_of(tails.begin(), tails.end(), [](int64_t t) { return (t & kNoise) != 0; });
+  }
 };
 
 class MLPFunction : public torch::autograd::Function<MLPFunction> {
@@ -93,11 +101,13 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
                             const OptionalTensors& biases, const c10::intrusive_ptr<Call>& call) {
     const size_t layers = call->layers();
     const at::AutoDispatchBelowADInplaceOrView guard;
-    auto [output, saved] = mlp_forward(tensors[0], tensors.slice(1, layers), biases,
-                                       call->activations, call->slopes, call->needs);
+    auto [output, saved] =
+        mlp_forward(tensors[0], tensors.slice(1, layers), biases, call->activations, call->slopes,
+                    call->needs, call->noise, call->tails);
 
     variable_list kept{saved};
-    if (saves_output(call->last())) kept.push_back(output);
+    if (call->has_noise()) kept.push_back(std::move(call->noise));
+    if (call->reads_output()) kept.push_back(output);
     const auto keep = [&](size_t i, const at::Tensor& tensor) {
       if (i <= layers && call->checked[i]) {
         kept.push_back(tensor);
@@ -139,19 +149,21 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
     const variable_list kept = ctx->get_saved_variables();
     size_t next = 0;
     const at::Tensor saved = kept[next++];
+    const at::Tensor noise = call.has_noise() ? kept[next++] : at::Tensor();
     const at::Tensor output =
-        saves_output(call.last()) ? kept[next++] : grads[0];  // of its shape, and not read
+        call.reads_output() ? kept[next++] : grads[0];  // of its shape, and not read
     for (size_t i = 0; i <= layers; ++i) {
       if (call.checked[i]) tensors[i] = kept[next++];
     }
     variable_list gradients;
     if (at::GradMode::is_enabled()) {
       check_versions(call);
-      gradients = differentiable(call, grads[0], tensors, needs);
+      gradients = differentiable(call, grads[0], tensors, noise, needs);
     } else {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      gradients = mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers),
-                               output, saved, call.activations, call.slopes, call.needs, needs);
+      gradients =
+          mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers), output,
+                       saved, call.activations, call.slopes, call.needs, needs, noise, call.tails);
     }
     next = 0;
     for (size_t i = 0; i < needs.size(); ++i) {
@@ -180,28 +192,40 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
   // The gradients as torch operations that can be differentiated again (create_graph=True): the
   // activations are computed anew, since those that forward saved stand outside of the graph.
   static variable_list differentiable(const Call& call, const at::Tensor& grad_output,
-                                      const variable_list& tensors,
+                                      const variable_list& tensors, const at::Tensor& noise,
                                       const std::vector<bool>& needs) {
     const size_t layers = call.layers();
     const at::Tensor& input = tensors[0];
     const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
-    variable_list z(layers), y(layers + 1);
-    y[0] = input.reshape({batch, input.size(-1)});
+    // Sums, activations, what dropout multiplies them by, and each layer's input (x[l + 1] is the
+    // output of layer l).
+    variable_list z(layers), y(layers), factor(layers), x(layers + 1);
+    x[0] = input.reshape({batch, input.size(-1)});
+    int64_t begin = 0;
     for (size_t l = 0; l < layers; ++l) {
       const at::Tensor& bias = tensors[1 + layers + l];
-      z[l] = at::linear(y[l], tensors[1 + l],
+      z[l] = at::linear(x[l], tensors[1 + l],
                         bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
-      y[l + 1] = activate(static_cast<Activation>(call.activations[l]), z[l], call.slopes[l]);
+      y[l] = activate(static_cast<Activation>(call.activations[l]), z[l], call.slopes[l]);
+      x[l + 1] = y[l];
+      if (call.tail(l) & kNoise) {
+        factor[l] = noise.narrow(0, begin, y[l].numel()).view(y[l].sizes());
+        begin += y[l].numel();
+        x[l + 1] = x[l + 1] * factor[l];
+      }
+      if (call.tail(l) & kSkip) x[l + 1] = x[l + 1] + x[l];
     }
     variable_list weight_gradients, bias_gradients;
-    at::Tensor grad = grad_output.reshape(y[layers].sizes());
+    at::Tensor grad = grad_output.reshape(x[layers].sizes());
     for (size_t l = layers; l-- > 0;) {
-      grad = derive(static_cast<Activation>(call.activations[l]), grad, z[l], y[l + 1],
-                    call.slopes[l]);
-      if (needs[1 + l]) weight_gradients.push_back(grad.t().matmul(y[l]));
+      const at::Tensor skipped = grad;
+      if (factor[l].defined()) grad = grad * factor[l];
+      grad = derive(static_cast<Activation>(call.activations[l]), grad, z[l], y[l], call.slopes[l]);
+      if (needs[1 + l]) weight_gradients.push_back(grad.t().matmul(x[l]));
       if (needs[1 + layers + l]) bias_gradients.push_back(grad.sum(0));
       if (l == 0 && !needs[0]) break;
       grad = grad.matmul(tensors[1 + l]);
+      if (call.tail(l) & kSkip) grad = grad + skipped;
     }
     variable_list gradients;
     if (needs[0]) gradients.push_back(grad.reshape(input.sizes()));
@@ -213,11 +237,15 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
 
 at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
                         const OptionalTensors& biases, at::IntArrayRef activations,
-                        at::ArrayRef<double> slopes) {
+                        at::ArrayRef<double> slopes, const std::optional<at::Tensor>& noise,
+                        at::IntArrayRef tails) {
   const size_t layers = weights.size();
+  TORCH_CHECK(!noise || !noise->requires_grad(),
+              "fastmlp: expected noise that requires no gradient");
   std::vector<bool> needs;
   // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
-  if (at::GradMode::is_enabled() && layers > 0 && biases.size() == layers) {
+  if (at::GradMode::is_enabled() && layers > 0 && biases.size() == layers &&
+      (tails.empty() || tails.size() == layers)) {
     needs.push_back(input.requires_grad());
     for (const at::Tensor& weight : weights) needs.push_back(weight.requires_grad());
     for (const std::optional<at::Tensor>& bias : biases)
@@ -226,7 +254,8 @@ at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
   const auto first = std::find(needs.begin(), needs.end(), true);
   if (first == needs.end()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {}));
+    return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {},
+                                   noise.value_or(at::Tensor()), tails));
   }
   variable_list tensors{input};
   tensors.insert(tensors.end(), weights.begin(), weights.end());
@@ -236,6 +265,8 @@ at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
   auto call = c10::make_intrusive<Call>();
   call->activations = activations.vec();
   call->slopes = slopes.vec();
+  call->tails = tails.vec();
+  call->noise = noise.value_or(at::Tensor());
   call->needs = needs;
   // As eager: the input for its weight's gradient, a weight for its input's gradient.
   call->checked.push_back(needs[1]);

@@ -18,6 +18,7 @@
 #include "cpu/isa.h"
 #include "cpu/network.h"
 #include "cpu/record.h"
+#include "dropout.h"
 #include "memory.h"
 #include "mlp.h"
 #include "ops.h"
@@ -34,13 +35,15 @@ PyObject* run_network(const at::Tensor& input, const Network& network) {
   at::Tensor output;
   {
     const py::gil_scoped_release release;
-    const at::TensorList weights(network.weights.data(), network.weights.size());
+    Arguments arguments = network.arguments(input);
+    if (!network.tails.empty()) draw_noise(arguments, network.dropouts);
     if (at::GradMode::is_enabled()) {
       OptionalTensors biases;
       for (const auto& bias : network.biases) biases.push_back(bias);
-      output = mlp(input, weights, biases, network.activations, network.slopes);
+      output = mlp(input, arguments.weights, biases, network.activations, network.slopes,
+                   arguments.noise, network.tails);
     } else {
-      output = infer({input, weights, network.biases, network.activations, network.slopes});
+      output = infer(arguments);
     }
   }
   return THPVariable_Wrap(std::move(output));
@@ -55,15 +58,16 @@ std::string examine(PyObject* const* args, Network& network, const at::Tensor*& 
 }
 
 void check_arguments(PyObject* const* args, Py_ssize_t count) {
-  if (count != 5) throw py::type_error("expected (input, weights, biases, activations, slopes)");
-  for (int i = 1; i < 5; ++i) {
+  if (count != 1 + kLists)
+    throw py::type_error("expected (input, weights, biases, activations, slopes, dropouts, skips)");
+  for (int i = 1; i <= kLists; ++i) {
     if (!PyList_Check(args[i]) && !PyTuple_Check(args[i]))
       throw py::type_error("expected lists or tuples");
   }
 }
 
-// run(input, weights, biases, activations, slopes) -> Tensor, or None where the plain path has to
-// be taken.
+// run(input, weights, biases, activations, slopes, dropouts, skips) -> Tensor, or None where the
+// plain path has to be taken.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   check_arguments(args, count);
@@ -74,8 +78,7 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// why_plain(input, weights, biases, activations, slopes) -> None where run() would run fused, else
-// the reason.
+// why_plain(… as run …) -> None where run() would run fused, else the reason.
 PyObject* why_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   check_arguments(args, count);
@@ -125,17 +128,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::list names;
   for (const char* name : kActivationNames) names.append(name);
   m.attr("ACTIVATIONS") = py::tuple(names);
-  m.def("know_modules", [](const py::handle& linear, const py::dict& activations,
-                           const py::list& global_hooks, const py::list& hooks) {
-    Known names;  // holds its references for the life of the process
-    names.linear = linear.inc_ref().ptr();
-    for (const auto& [type, code] : activations)
-      names.activations.emplace_back(type.inc_ref().ptr(), code.cast<int64_t>());
-    for (const auto& one : global_hooks) names.global_hooks.push_back(one.inc_ref().ptr());
-    for (const auto& one : hooks)
-      names.hooks.push_back(PyUnicode_InternFromString(one.cast<std::string>().c_str()));
-    known() = names;
-  });
+  m.def("know_modules",
+        [](const py::handle& linear, const py::handle& dropout, const py::handle& residual,
+           const py::dict& activations, const py::list& global_hooks, const py::list& hooks) {
+          Known names;  // holds its references for the life of the process
+          names.linear = linear.inc_ref().ptr();
+          names.dropout = dropout.inc_ref().ptr();
+          names.residual = residual.inc_ref().ptr();
+          for (const auto& [type, code] : activations)
+            names.activations.emplace_back(type.inc_ref().ptr(), code.cast<int64_t>());
+          for (const auto& one : global_hooks) names.global_hooks.push_back(one.inc_ref().ptr());
+          for (const auto& one : hooks)
+            names.hooks.push_back(PyUnicode_InternFromString(one.cast<std::string>().c_str()));
+          known() = names;
+        });
   m.def("saves_sums",
         [](int activation) { return saves_sums(static_cast<Activation>(activation)); });
   m.def("saves_output",

@@ -36,7 +36,7 @@ inline constexpr bool saves_sums(Activation a) {
   return a != Activation::identity && !saves_output(a);
 }
 
-// One layer: y = activation(x · weightᵀ + bias).
+// One layer: y = activation(x · weightᵀ + bias), of which it gives y · noise + x, or parts of that.
 template <typename T>
 struct Layer {
   int64_t in_features = 0;
@@ -45,12 +45,20 @@ struct Layer {
   int64_t weight_stride = 0;  // elements from one row to the next
   const T* bias = nullptr;    // [out_features], contiguous; null: none
   Activation activation = Activation::identity;
-  T slope = 0;  // leaky_relu: negative_slope, elu: alpha; unused elsewhere
+  T slope = 0;               // leaky_relu: negative_slope, elu: alpha; unused elsewhere
+  const T* noise = nullptr;  // dropout's, [batch, out_features], contiguous; null: ones
+  bool skip = false;         // whether x is added; in_features == out_features then
 
   // Forward writes them, backward reads them; [batch, out_features], contiguous.
-  T* output = nullptr;  // y; null where nobody will need it again (then a scratch buffer holds it)
-  T* sums = nullptr;    // z, where saves_sums(activation) and backward will need it
+  T* output = nullptr;     // null where nobody will need it again (then a scratch buffer holds it)
+  T* sums = nullptr;       // z, where saves_sums(activation) and backward will need it
+  T* activated = nullptr;  // y, where it is not the output and saves_output(activation) and …
+
+  bool is_output_activated() const { return !noise && !skip; }
 };
+
+// What follows a layer's activation, as the operators number it: a sum of these.
+inline constexpr int64_t kNoise = 1, kSkip = 2;
 
 // The first layer's weight in another layout, for inputs that are mostly one value
 // (cpu/sparse_input.h). A training step's two passes share it, and a loop's steps.

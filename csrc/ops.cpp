@@ -11,17 +11,18 @@
 #include "problem.h"
 
 TORCH_LIBRARY(fastmlp, m) {
-  // The network, differentiable. activations and slopes hold one number a layer (mlp.h).
+  // The network, differentiable. activations, slopes and tails hold one number a layer (mlp.h);
+  // noise: what dropout multiplies by, for one layer after the other, without a gradient.
   m.def(
-      "mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> "
-      "Tensor",
+      "mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes, "
+      "Tensor? noise=None, int[] tails=[]) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   // Beneath autograd. needs: which of input, weights…, biases… will want a gradient, 1 + 2·layers
   // of them, or an empty list for none; saved: one flat tensor of the activations that backward
   // reads for them.
   m.def(
       "mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] "
-      "slopes, bool[] needs)"
+      "slopes, bool[] needs, Tensor? noise=None, int[] tails=[])"
       " -> (Tensor output, Tensor saved)",
       {at::Tag::pt2_compliant_tag});
   // The gradients that needs tells, in that order. kept: what mlp_forward was given as needs, and
@@ -29,20 +30,32 @@ TORCH_LIBRARY(fastmlp, m) {
   m.def(
       "mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor output, Tensor "
       "saved, int[] activations,"
-      " float[] slopes, bool[] kept, bool[] needs) -> Tensor[]",
+      " float[] slopes, bool[] kept, bool[] needs, Tensor? noise=None, int[] tails=[]) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
 }
 
 namespace fastmlp {
 
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+OptionalTensor as_optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+}  // namespace
+
 at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-               at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+               at::IntArrayRef activations, at::ArrayRef<double> slopes, const at::Tensor& noise,
+               at::IntArrayRef tails) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastmlp::mlp", "")
           .typed<at::Tensor(const at::Tensor&, at::TensorList, const OptionalTensors&,
-                            at::IntArrayRef, at::ArrayRef<double>)>();
-  return op.call(input, weights, biases, activations, slopes);
+                            at::IntArrayRef, at::ArrayRef<double>, const OptionalTensor&,
+                            at::IntArrayRef)>();
+  return op.call(input, weights, biases, activations, slopes, as_optional(noise), tails);
 }
 
 static c10::List<bool> as_list(const std::vector<bool>& flags) {
@@ -56,28 +69,33 @@ std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::Tens
                                                const OptionalTensors& biases,
                                                at::IntArrayRef activations,
                                                at::ArrayRef<double> slopes,
-                                               const std::vector<bool>& needs) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastmlp::mlp_forward", "")
-                             .typed<std::tuple<at::Tensor, at::Tensor>(
-                                 const at::Tensor&, at::TensorList, const OptionalTensors&,
-                                 at::IntArrayRef, at::ArrayRef<double>, c10::List<bool>)>();
-  return op.call(input, weights, biases, activations, slopes, as_list(needs));
+                                               const std::vector<bool>& needs,
+                                               const at::Tensor& noise, at::IntArrayRef tails) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastmlp::mlp_forward", "")
+          .typed<std::tuple<at::Tensor, at::Tensor>(
+              const at::Tensor&, at::TensorList, const OptionalTensors&, at::IntArrayRef,
+              at::ArrayRef<double>, c10::List<bool>, const OptionalTensor&, at::IntArrayRef)>();
+  return op.call(input, weights, biases, activations, slopes, as_list(needs), as_optional(noise),
+                 tails);
 }
 
 std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input,
                                      at::TensorList weights, const at::Tensor& output,
                                      const at::Tensor& saved, at::IntArrayRef activations,
                                      at::ArrayRef<double> slopes, const std::vector<bool>& kept,
-                                     const std::vector<bool>& needs) {
+                                     const std::vector<bool>& needs, const at::Tensor& noise,
+                                     at::IntArrayRef tails) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastmlp::mlp_backward", "")
           .typed<std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&, at::TensorList,
                                          const at::Tensor&, const at::Tensor&, at::IntArrayRef,
-                                         at::ArrayRef<double>, c10::List<bool>, c10::List<bool>)>();
+                                         at::ArrayRef<double>, c10::List<bool>, c10::List<bool>,
+                                         const OptionalTensor&, at::IntArrayRef)>();
   return op.call(grad_output, input, weights, output, saved, activations, slopes, as_list(kept),
-                 as_list(needs));
+                 as_list(needs), as_optional(noise), tails);
 }
 
 namespace {
@@ -89,8 +107,7 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const
   at::DimVector sizes(input.sizes());
   sizes.back() = arguments.weights.back().size(0);
   const at::Tensor output = uninitialized(sizes, input.scalar_type());
-  const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
-  const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
+  const SavedLayout layout = saved_layout(arguments, needs);
   const at::Tensor saved = uninitialized({layout.elements}, input.scalar_type());
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -104,30 +121,32 @@ std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const
   return {output, saved};
 }
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(const at::Tensor& input, at::TensorList weights,
-                                                   const OptionalTensors& biases,
-                                                   at::IntArrayRef activations,
-                                                   at::ArrayRef<double> slopes,
-                                                   c10::List<bool> needs) {
+std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(
+    const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
+    at::IntArrayRef activations, at::ArrayRef<double> slopes, c10::List<bool> needs,
+    const OptionalTensor& noise, at::IntArrayRef tails) {
   const std::vector<std::optional<at::Tensor>> bias_list(biases.begin(), biases.end());
-  return run_forward({input, weights, bias_list, activations, slopes},
-                     Needs(needs.begin(), needs.end()));
+  return run_forward(
+      {input, weights, bias_list, activations, slopes, noise.value_or(at::Tensor()), tails},
+      Needs(needs.begin(), needs.end()));
 }
 
 std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
                                          at::TensorList weights, const at::Tensor& output,
                                          const at::Tensor& saved, at::IntArrayRef activations,
                                          at::ArrayRef<double> slopes, c10::List<bool> kept_list,
-                                         c10::List<bool> need_list) {
+                                         c10::List<bool> need_list, const OptionalTensor& noise,
+                                         at::IntArrayRef tails) {
   const size_t layers = weights.size();
   const std::vector<std::optional<at::Tensor>> no_biases(layers);
-  const Arguments arguments{input, weights, no_biases, activations, slopes};
+  const Arguments arguments{
+      input, weights, no_biases, activations, slopes, noise.value_or(at::Tensor()), tails};
   check(arguments);
   const Needs kept(kept_list.begin(), kept_list.end()), needs(need_list.begin(), need_list.end());
   check_backward(arguments, grad_output, output, saved, kept, needs);
   if (first_layer(layers, needs) == static_cast<int64_t>(layers)) return {};
   const at::Tensor grad_rows = as_rows(grad_output), output_rows = as_rows(output);
-  const SavedLayout layout = saved_layout(grad_rows.size(0), weights, activations, kept);
+  const SavedLayout layout = saved_layout(arguments, kept);
   std::vector<at::Tensor> gradients;
   const auto run = [&](auto zero) {
     using T = decltype(zero);
@@ -159,8 +178,10 @@ std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at
 
 at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList weights,
                                 const OptionalTensors& biases, at::IntArrayRef activations,
-                                at::ArrayRef<double> slopes) {
-  return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {}));
+                                at::ArrayRef<double> slopes, const OptionalTensor& noise,
+                                at::IntArrayRef tails) {
+  return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {},
+                                 noise.value_or(at::Tensor()), tails));
 }
 
 }  // namespace

@@ -13,12 +13,13 @@ namespace fastmlp {
 
 inline int max_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// The layers' outputs and sums that are kept lie one after the other in `saved`.
+// What is kept of the layers lies one after the other in `saved`.
 template <typename T>
 void place_saved(Forward<T>& problem, const SavedLayout& layout, T* saved, T* output) {
   for (size_t l = 0; l < problem.layers.size(); ++l) {
     if (layout.outputs[l] >= 0) problem.layers[l].output = saved + layout.outputs[l];
     if (layout.sums[l] >= 0) problem.layers[l].sums = saved + layout.sums[l];
+    if (layout.activated[l] >= 0) problem.layers[l].activated = saved + layout.activated[l];
   }
   problem.layers.back().output = output;
 }

@@ -2,11 +2,30 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace fastmlp {
 namespace {
 
 bool rows_are_contiguous(const at::Tensor& matrix) {
   return matrix.size(1) <= 1 || (matrix.stride(1) == 1 && matrix.stride(0) >= 0);
+}
+
+void check_noise(const Arguments& a) {
+  int64_t elements = 0;
+  for (size_t l = 0; l < a.tails.size(); ++l)
+    if (a.tails[l] & kNoise) elements += a.batch() * a.weights[l].size(0);
+  const bool any = std::any_of(a.tails.begin(), a.tails.end(),
+                               [](int64_t tail) { return (tail & kNoise) != 0; });
+  TORCH_CHECK(a.noise.defined() == any, "fastmlp: expected ", any ? "" : "no ",
+              "noise with these tails");
+  if (!any) return;
+  TORCH_CHECK(a.noise.dim() == 1 && a.noise.size(0) == elements && a.noise.is_contiguous() &&
+                  a.noise.scalar_type() == a.input.scalar_type() &&
+                  a.noise.device() == a.input.device(),
+              "fastmlp: expected contiguous noise of shape [", elements, "], dtype ",
+              a.input.scalar_type(), ", on ", a.input.device(), ", got shape ", a.noise.sizes(),
+              ", dtype ", a.noise.scalar_type(), ", on ", a.noise.device());
 }
 
 }  // namespace
@@ -20,6 +39,9 @@ void check(const Arguments& a) {
   TORCH_CHECK(a.activations.size() == layers && a.slopes.size() == layers,
               "fastmlp: expected an activation and a slope for each of ", layers, " layers, got ",
               a.activations.size(), " and ", a.slopes.size());
+  TORCH_CHECK(a.tails.empty() || a.tails.size() == layers,
+              "fastmlp: expected no tails or one for each of ", layers, " layers, got ",
+              a.tails.size());
   TORCH_CHECK(
       a.input.dim() > 0,
       "fastmlp: expected an input of shape (..., in_features), got a tensor of 0 dimensions");
@@ -56,7 +78,14 @@ void check(const Arguments& a) {
     }
     TORCH_CHECK(a.activations[l] >= 0 && a.activations[l] < kActivations,
                 "fastmlp: unknown activation ", a.activations[l]);
+    TORCH_CHECK(a.tail(l) >= 0 && a.tail(l) <= (kNoise | kSkip), "fastmlp: unknown tail ",
+                a.tail(l));
+    TORCH_CHECK(!(a.tail(l) & kSkip) || weight.sym_size(0) == weight.sym_size(1),
+                "fastmlp: expected as many in_features as out_features where a layer's input is "
+                "added to its output, got weight ",
+                l, " of shape ", weight.sym_sizes());
   }
+  check_noise(a);
   TORCH_CHECK(a.input.scalar_type() == at::kFloat || a.input.scalar_type() == at::kDouble,
               "fastmlp: expected float32 or float64, got ", a.input.scalar_type());
 }
@@ -83,8 +112,7 @@ void check_backward(const Arguments& a, const at::Tensor& grad_output, const at:
                 ", dtype ", a.input.scalar_type(), ", on ", a.input.device(), ", got shape ",
                 tensor->sizes(), ", dtype ", tensor->scalar_type(), ", on ", tensor->device());
   }
-  const int64_t batch = c10::multiply_integers(a.input.sizes().slice(0, a.input.dim() - 1));
-  const int64_t elements = saved_layout(batch, a.weights, a.activations, kept).elements;
+  const int64_t elements = saved_layout(a, kept).elements;
   TORCH_CHECK(
       saved.dim() == 1 && saved.numel() == elements &&
           saved.scalar_type() == a.input.scalar_type() && saved.device() == a.input.device() &&
@@ -102,10 +130,10 @@ int64_t first_layer(size_t layers, const Needs& needs) {
   return static_cast<int64_t>(first);
 }
 
-SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations,
-                         const Needs& needs) {
+SavedLayout saved_layout(const Arguments& a, const Needs& needs) {
   SavedLayout layout;
-  const size_t layers = weights.size(), first = first_layer(layers, needs);
+  const int64_t batch = a.batch();
+  const size_t layers = a.weights.size(), first = first_layer(layers, needs);
   const auto take = [&](bool wanted, int64_t features) {
     if (!wanted) return int64_t{-1};
     const int64_t begin = layout.elements;
@@ -113,13 +141,15 @@ SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef 
     return begin;
   };
   for (size_t l = 0; l < layers; ++l) {
-    const int64_t features = weights[l].size(0);
-    const auto activation = static_cast<Activation>(activations[l]);
+    const int64_t features = a.weights[l].size(0);
+    const auto activation = static_cast<Activation>(a.activations[l]);
+    const bool passes_activation = l >= first && saves_output(activation);
     // The last layer's output is kept as such, not here.
     const bool feeds = l + 1 < layers && !needs.empty() && needs[1 + l + 1];
     layout.outputs.push_back(
-        take(l + 1 < layers && (feeds || (l >= first && saves_output(activation))), features));
+        take(l + 1 < layers && (feeds || (passes_activation && a.tail(l) == 0)), features));
     layout.sums.push_back(take(l >= first && saves_sums(activation), features));
+    layout.activated.push_back(take(passes_activation && a.tail(l) != 0, features));
   }
   return layout;
 }
@@ -134,6 +164,9 @@ at::Tensor as_rows(const at::Tensor& tensor) {
 template <typename T>
 Forward<T> make_forward(const Arguments& a, Operands& operands) {
   operands.input = as_rows(a.input);
+  // A single column is handled as a row.
+  if ((a.tail(0) & kSkip) && operands.input.size(1) == 1)
+    operands.input = operands.input.contiguous();
   Forward<T> problem;
   problem.batch = operands.input.size(0);
   problem.input = operands.input.const_data_ptr<T>();
@@ -144,6 +177,7 @@ Forward<T> make_forward(const Arguments& a, Operands& operands) {
     operands.keep_alive.push_back(tensor.contiguous());
     return operands.keep_alive.back();
   };
+  int64_t noise = 0;
   for (size_t l = 0; l < a.weights.size(); ++l) {
     Layer<T>& layer = problem.layers[l];
     const at::Tensor weight = keep(a.weights[l], rows_are_contiguous(a.weights[l]));
@@ -155,6 +189,11 @@ Forward<T> make_forward(const Arguments& a, Operands& operands) {
       layer.bias = keep(*a.biases[l], a.biases[l]->is_contiguous()).template const_data_ptr<T>();
     layer.activation = static_cast<Activation>(a.activations[l]);
     layer.slope = static_cast<T>(a.slopes[l]);
+    layer.skip = (a.tail(l) & kSkip) != 0;
+    if (a.tail(l) & kNoise) {
+      layer.noise = a.noise.const_data_ptr<T>() + noise;
+      noise += problem.batch * layer.out_features;
+    }
   }
   return problem;
 }

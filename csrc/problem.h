@@ -18,6 +18,11 @@ struct Arguments {
   c10::ArrayRef<std::optional<at::Tensor>> biases;
   at::IntArrayRef activations;
   at::ArrayRef<double> slopes;
+  at::Tensor noise = {};       // of the layers that have kNoise, one after the other
+  at::IntArrayRef tails = {};  // of kNoise and kSkip, for each layer; empty: none
+
+  int64_t tail(size_t l) const { return tails.empty() ? 0 : tails[l]; }
+  int64_t batch() const { return c10::multiply_integers(input.sizes().slice(0, input.dim() - 1)); }
 };
 
 // Throws c10::Error (RuntimeError in Python) with given and expected shapes unless the arguments
@@ -33,11 +38,10 @@ int64_t first_layer(size_t layers, const Needs& needs);
 // Where in the one tensor of saved activations each layer's part begins; -1: not kept, for nothing
 // will read it.
 struct SavedLayout {
-  std::vector<int64_t> outputs, sums;
+  std::vector<int64_t> outputs, sums, activated;
   int64_t elements = 0;
 };
-SavedLayout saved_layout(int64_t batch, at::TensorList weights, at::IntArrayRef activations,
-                         const Needs& needs);
+SavedLayout saved_layout(const Arguments& arguments, const Needs& needs);
 
 // Further checks, of the arguments of forward and of backward.
 void check_needs(size_t layers, const Needs& needs);

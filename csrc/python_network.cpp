@@ -10,6 +10,8 @@
 
 #include <algorithm>
 
+#include "mlp.h"
+
 namespace py = pybind11;
 
 namespace fastmlp {
@@ -46,6 +48,9 @@ std::string Network::append(PyObject* weight_object, PyObject* bias_object,
   if (weight->scalar_type() != input.scalar_type()) return "input and weights differ in dtype";
   if (weight->dim() != 2) return "a weight is not two-dimensional";
   weights.push_back(*weight);
+  activations.push_back(0);
+  slopes.push_back(0);
+  dropouts.push_back(0);
   if (bias_object == Py_None) {
     biases.push_back(std::nullopt);
     return {};
@@ -59,18 +64,32 @@ std::string Network::append(PyObject* weight_object, PyObject* bias_object,
   return {};
 }
 
+Arguments Network::arguments(const at::Tensor& input) const {
+  Arguments all{input, at::TensorList(weights.data(), weights.size()), biases, activations, slopes};
+  all.tails = tails;
+  return all;
+}
+
 std::string read(PyObject* const* args, const at::Tensor& input, Network& network) {
   const auto layers = PySequence_Fast_GET_SIZE(args[1]);
-  for (int i = 2; i < 5; ++i) {
+  for (int i = 2; i <= kLists; ++i) {
     if (PySequence_Fast_GET_SIZE(args[i]) != layers)
       return "weights, biases and activations differ in number";
   }
+  const auto element = [&](int list, Py_ssize_t l) {
+    return PySequence_Fast_GET_ITEM(args[list], l);
+  };
   for (Py_ssize_t l = 0; l < layers; ++l) {
-    auto reason = network.append(PySequence_Fast_GET_ITEM(args[1], l),
-                                 PySequence_Fast_GET_ITEM(args[2], l), input);
+    auto reason = network.append(element(1, l), element(2, l), input);
     if (!reason.empty()) return reason;
-    network.activations.push_back(PyLong_AsLongLong(PySequence_Fast_GET_ITEM(args[3], l)));
-    network.slopes.push_back(PyFloat_AsDouble(PySequence_Fast_GET_ITEM(args[4], l)));
+    network.activations.back() = PyLong_AsLongLong(element(3, l));
+    network.slopes.back() = PyFloat_AsDouble(element(4, l));
+    const double dropout = network.dropouts.back() = PyFloat_AsDouble(element(5, l));
+    if (!(dropout >= 0 && dropout <= 1)) return "a dropout is not a probability";
+  }
+  for (Py_ssize_t l = 0; l < layers; ++l) {
+    if (network.dropouts[l] > 0) network.set_tail(l, kNoise);
+    if (PyObject_IsTrue(element(6, l)) == 1) network.set_tail(l, kSkip);
   }
   if (PyErr_Occurred()) throw py::error_already_set();
   return {};
@@ -85,42 +104,101 @@ bool is_empty_dict(PyObject* object) {
   return object && PyDict_Check(object) && PyDict_Size(object) == 0;
 }
 
-bool recognise(PyObject* modules, const at::Tensor& input, Network& network) {
-  const Known& names = known();
-  for (PyObject* hooks : names.global_hooks) {
-    if (!is_empty_dict(hooks)) return false;
+namespace {
+
+// What has been read of a layer: what may still belong to it.
+enum class Stage { linear, activation, closed };
+
+// Reads the modules of a Sequential one after the other.
+class Reader {
+ public:
+  Reader(const at::Tensor& input, Network& network) : input_(input), network_(network) {}
+
+  bool read(PyObject* modules) {
+    Py_ssize_t position = 0;
+    PyObject *key = nullptr, *module = nullptr;
+    while (PyDict_Next(modules, &position, &key, &module)) {
+      if (!read_module(module)) return false;
+    }
+    return true;
   }
-  bool activated = true;
-  Py_ssize_t position = 0;
-  PyObject *key = nullptr, *module = nullptr;
-  while (PyDict_Next(modules, &position, &key, &module)) {
+
+ private:
+  bool read_module(PyObject* module) {
     const py::object state =
         py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
-    if (!state || PyDict_GetItemWithError(state.ptr(), names.forward)) return false;
-    for (PyObject* name : names.hooks) {
+    if (!state || PyDict_GetItemWithError(state.ptr(), names_.forward)) return false;
+    for (PyObject* name : names_.hooks) {
       if (!is_empty_dict(PyDict_GetItemWithError(state.ptr(), name))) return false;
     }
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(module));
-    if (type == names.linear) {
-      PyObject* parameters = PyDict_GetItemWithError(state.ptr(), names.parameters);
-      if (!parameters || !PyDict_Check(parameters)) return false;
-      PyObject* weight = PyDict_GetItemWithError(parameters, names.weight);
-      PyObject* bias = PyDict_GetItemWithError(parameters, names.bias);
-      if (!weight || !bias || !network.append(weight, bias, input).empty()) return false;
-      network.activations.push_back(0);
-      network.slopes.push_back(0);
-      activated = false;
-      continue;
-    }
-    const auto found = std::find_if(names.activations.begin(), names.activations.end(),
+    if (type == names_.linear) return read_linear(state.ptr());
+    if (type == names_.dropout) return read_dropout(state.ptr());
+    if (type == names_.residual) return read_residual(state.ptr());
+    const auto found = std::find_if(names_.activations.begin(), names_.activations.end(),
                                     [&](const auto& one) { return one.first == type; });
-    if (found == names.activations.end()) return false;
-    if (found->second == 0) continue;
-    if (activated) return false;
-    network.activations.back() = found->second;
-    activated = true;
+    if (found == names_.activations.end()) return false;
+    if (found->second == 0) return true;
+    if (stage_ != Stage::linear) return false;
+    network_.activations.back() = found->second;
+    stage_ = Stage::activation;
+    return true;
   }
-  return !network.weights.empty();
+
+  bool read_linear(PyObject* state) {
+    PyObject* parameters = PyDict_GetItemWithError(state, names_.parameters);
+    if (!parameters || !PyDict_Check(parameters)) return false;
+    PyObject* weight = PyDict_GetItemWithError(parameters, names_.weight);
+    PyObject* bias = PyDict_GetItemWithError(parameters, names_.bias);
+    stage_ = Stage::linear;
+    return weight && bias && network_.append(weight, bias, input_).empty();
+  }
+
+  bool read_dropout(PyObject* state) {
+    PyObject* const training = PyDict_GetItemWithError(state, names_.training);
+    PyObject* const inplace = PyDict_GetItemWithError(state, names_.inplace);
+    PyObject* const p = PyDict_GetItemWithError(state, names_.p);
+    if (!training || inplace != Py_False || !p || !PyFloat_Check(p)) return false;
+    const double probability = PyFloat_AS_DOUBLE(p);
+    if (!(probability >= 0 && probability <= 1)) return false;
+    if (training == Py_False || probability == 0) return true;
+    if (training != Py_True || stage_ == Stage::closed) return false;
+    network_.dropouts.back() = probability;
+    network_.set_tail(network_.weights.size() - 1, kNoise);
+    stage_ = Stage::closed;
+    return true;
+  }
+
+  bool read_residual(PyObject* state) {
+    PyObject* const modules = PyDict_GetItemWithError(state, names_.modules);
+    const size_t layer = network_.weights.size();
+    stage_ = Stage::closed;
+    if (!modules || !PyDict_Check(modules) || !read(modules)) return false;
+    if (network_.weights.size() != layer + 1) return false;
+    const at::Tensor& weight = network_.weights[layer];
+    const bool skips = !network_.tails.empty() && (network_.tails.back() & kSkip) &&
+                       network_.tails.size() == layer + 1;  // a residual block in this one
+    if (skips || weight.size(0) != weight.size(1)) return false;
+    network_.set_tail(layer, kSkip);
+    stage_ = Stage::closed;
+    return true;
+  }
+
+  const Known& names_ = known();
+  const at::Tensor& input_;
+  Network& network_;
+  Stage stage_ = Stage::closed;
+};
+
+}  // namespace
+
+bool recognise(PyObject* modules, const at::Tensor& input, Network& network) {
+  for (PyObject* hooks : known().global_hooks) {
+    if (!is_empty_dict(hooks)) return false;
+  }
+  if (!Reader(input, network).read(modules) || network.weights.empty()) return false;
+  if (!network.tails.empty()) network.tails.resize(network.weights.size());
+  return true;
 }
 
 }  // namespace fastmlp

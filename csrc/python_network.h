@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "problem.h"
+
 namespace fastmlp {
 
 // Why a call cannot run fused in the state that the process is in; null: it can. Modes and
@@ -24,23 +26,39 @@ struct Network {
   c10::SmallVector<std::optional<at::Tensor>, 8> biases;
   c10::SmallVector<int64_t, 8> activations;
   c10::SmallVector<double, 8> slopes;
+  c10::SmallVector<double, 8> dropouts;  // probabilities; 0: none
+  c10::SmallVector<int64_t, 8> tails;    // of kNoise and kSkip; empty: none at all
+
+  void set_tail(size_t layer, int64_t flag) {
+    tails.resize(weights.size());
+    tails[layer] |= flag;
+  }
+  // Those of the operators, still without noise (dropout.h).
+  Arguments arguments(const at::Tensor& input) const;
 
   // Takes a weight and a bias (a tensor or None); returns why they cannot be operands beside
   // `input`, or nothing.
   std::string append(PyObject* weight_object, PyObject* bias_object, const at::Tensor& input);
 };
 
-// Reads weights, biases (tensors or None), activations and slopes, all Python lists or tuples of
-// one length.
+// Reads weights, biases (tensors or None), activations, slopes, dropouts and skips, kLists Python
+// lists or tuples of one length, after the input.
+inline constexpr int kLists = 6;
 std::string read(PyObject* const* args, const at::Tensor& input, Network& network);
 
 // What run_modules knows of torch.nn, told once by modules.py.
 struct Known {
   PyObject* linear = nullptr;
+  PyObject* dropout = nullptr;
+  PyObject* residual = nullptr;
   std::vector<std::pair<PyObject*, int64_t>> activations;  // those without parameters
   std::vector<PyObject*> global_hooks;                     // dicts
   std::vector<PyObject*> hooks;                            // the names of a module's dicts of hooks
   PyObject* parameters = PyUnicode_InternFromString("_parameters");
+  PyObject* modules = PyUnicode_InternFromString("_modules");
+  PyObject* training = PyUnicode_InternFromString("training");
+  PyObject* p = PyUnicode_InternFromString("p");
+  PyObject* inplace = PyUnicode_InternFromString("inplace");
   PyObject* forward = PyUnicode_InternFromString("forward");
   PyObject* weight = PyUnicode_InternFromString("weight");
   PyObject* bias = PyUnicode_InternFromString("bias");
@@ -50,9 +68,9 @@ Known& known();
 
 bool is_empty_dict(PyObject* object);
 
-// The operands of a Sequential of plain linear layers and activations without parameters, by far
-// the most frequent network, recognised anew in each call at a sixth of what the same takes in
-// Python. False for any other: Python decides then.
+// The operands of a Sequential of plain linear layers, activations without parameters, dropout and
+// residual blocks of these, by far the most frequent network, recognised anew in each call at a
+// sixth of what the same takes in Python. False for any other: Python decides then.
 bool recognise(PyObject* modules, const at::Tensor& input, Network& network);
 
 }  // namespace fastmlp

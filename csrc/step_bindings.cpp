@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "dropout.h"
 #include "python_network.h"
 #include "train_step.h"
 
@@ -304,7 +305,7 @@ LossOptions read_loss(PyObject* description) {
   return loss;
 }
 
-// The network of modules or of four lists beside the input; false where only Python can read it.
+// The network of modules or of lists beside the input; false where only Python can read it.
 bool read_network(PyObject* object, PyObject* input_object, const at::Tensor*& input,
                   Network& network) {
   if (const char* reason = mode_in_the_way()) refuse(std::string("cannot run while ") + reason);
@@ -316,11 +317,10 @@ bool read_network(PyObject* object, PyObject* input_object, const at::Tensor*& i
     if (!found && PyErr_Occurred()) throw py::error_already_set();
     return found;
   }
-  // weights, biases, activations, slopes
-  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 4)
-    throw py::type_error("expected modules or four lists");
-  PyObject* lists[5] = {nullptr};
-  for (int i = 0; i < 4; ++i) lists[i + 1] = PyTuple_GET_ITEM(object, i);
+  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != kLists)
+    throw py::type_error("expected modules or the lists of a network");
+  PyObject* lists[1 + kLists] = {nullptr};
+  for (int i = 0; i < kLists; ++i) lists[i + 1] = PyTuple_GET_ITEM(object, i);
   const std::string reason = read(lists, *input, network);
   if (!reason.empty()) refuse(reason);
   return true;
@@ -340,11 +340,6 @@ const at::Tensor& tensor_argument(PyObject* object, const char* name) {
 }
 
 double norm_argument(PyObject* object) { return object == Py_None ? 0 : number(object); }
-
-Arguments arguments_of(const at::Tensor& input, const Network& network) {
-  return {input, at::TensorList(network.weights.data(), network.weights.size()), network.biases,
-          network.activations, network.slopes};
-}
 
 PyObject* pair(PyObject* first, PyObject* second) {
   PyObject* both = PyTuple_New(2);
@@ -370,8 +365,9 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   StepResult result;
   {
     const py::gil_scoped_release release;
-    result =
-        train_step(arguments_of(*input, network), target, loss, optimizer.updates(), max_grad_norm);
+    Arguments arguments = network.arguments(*input);
+    if (!network.tails.empty()) draw_noise(arguments, network.dropouts);
+    result = train_step(arguments, target, loss, optimizer.updates(), max_grad_norm);
   }
   optimizer.finish(1);
   return pair(THPVariable_Wrap(std::move(result.loss)), PyLong_FromLongLong(result.correct));
@@ -406,8 +402,9 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   {
     const py::gil_scoped_release release;
     try {
-      train_steps(arguments_of(*buffer, network), batches, loss, optimizer.updates(), max_grad_norm,
-                  losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
+      train_steps(network.arguments(*buffer), network.dropouts, batches, loss, optimizer.updates(),
+                  max_grad_norm, losses.mutable_data_ptr<double>(),
+                  correct.mutable_data_ptr<int64_t>(), done);
     } catch (...) {
       failure = std::current_exception();
     }

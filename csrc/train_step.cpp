@@ -8,6 +8,7 @@
 
 #include "cpu/matrix.h"
 #include "cpu/step.h"
+#include "dropout.h"
 #include "passes.h"
 
 namespace fastmlp {
@@ -158,7 +159,7 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
     if (!written && one.operand == 0) adds_to_weight = true;
   }
 
-  const SavedLayout layout = saved_layout(batch, arguments.weights, arguments.activations, needs);
+  const SavedLayout layout = saved_layout(arguments, needs);
   // Prediction and its gradient, saved activations, gradients: one block.
   const int64_t outputs = cpu::aligned<T>(batch * features);
   const int64_t saved = cpu::aligned<T>(layout.elements);
@@ -238,9 +239,9 @@ LossOptions for_target(const LossOptions& loss, const at::Tensor& target) {
 }
 
 template <typename T>
-void run_all(const Arguments& arguments, const Batches& batches, const LossOptions& loss,
-             std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
-             int64_t* correct, int64_t& done) {
+void run_all(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& batches,
+             const LossOptions& loss, std::vector<ParameterUpdate>& updates, double max_grad_norm,
+             double* losses, int64_t* correct, int64_t& done) {
   const bool bytes = batches.inputs.scalar_type() == at::kByte;
   const int64_t* order = batches.order.const_data_ptr<int64_t>();
   const LossOptions options = for_target(loss, batches.targets);
@@ -268,8 +269,10 @@ void run_all(const Arguments& arguments, const Batches& batches, const LossOptio
     } else {
       at::index_select_out(input, batches.inputs, 0, index);
     }
-    const Arguments batch{input, arguments.weights, arguments.biases, arguments.activations,
-                          arguments.slopes};
+    Arguments batch{input, arguments.weights, arguments.biases, arguments.activations,
+                    arguments.slopes};
+    batch.tails = arguments.tails;
+    if (!batch.tails.empty()) draw_noise(batch, dropouts);
     check(batch);
     const StepResult result = run<T>(batch, batches.targets.index_select(0, index), options,
                                      updates, max_grad_norm, threads, keep);
@@ -297,9 +300,9 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target, cons
 
 int64_t Batches::count() const { return cpu::divide_up(order.numel(), size); }
 
-void train_steps(const Arguments& arguments, const Batches& batches, const LossOptions& loss,
-                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
-                 int64_t* correct, int64_t& done) {
+void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& batches,
+                 const LossOptions& loss, std::vector<ParameterUpdate>& updates,
+                 double max_grad_norm, double* losses, int64_t* correct, int64_t& done) {
   const int64_t rows = batches.inputs.size(0);
   TORCH_CHECK(batches.inputs.dim() == 2 && batches.inputs.stride(1) == 1 &&
                   batches.inputs.device().is_cpu() && batches.targets.device().is_cpu() &&
@@ -317,7 +320,7 @@ void train_steps(const Arguments& arguments, const Batches& batches, const LossO
     TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
   const auto run_steps =
       batches.buffer.scalar_type() == at::kFloat ? run_all<float> : run_all<double>;
-  run_steps(arguments, batches, loss, updates, max_grad_norm, losses, correct, done);
+  run_steps(arguments, dropouts, batches, loss, updates, max_grad_norm, losses, correct, done);
 }
 
 }  // namespace fastmlp

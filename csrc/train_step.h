@@ -48,11 +48,11 @@ struct Batches {
   int64_t count() const;
 };
 
-// One step after the other over all batches. Writes each step's loss and right predictions and
-// returns; `done` counts the finished steps even where one throws. `updates` move on with the
-// steps.
-void train_steps(const Arguments& arguments, const Batches& batches, const LossOptions& loss,
-                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
-                 int64_t* correct, int64_t& done);
+// One step after the other over all batches, with dropout drawn for each. Writes each step's loss
+// and right predictions and returns; `done` counts the finished steps even where one throws.
+// `updates` move on with the steps.
+void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& batches,
+                 const LossOptions& loss, std::vector<ParameterUpdate>& updates,
+                 double max_grad_norm, double* losses, int64_t* correct, int64_t& done);
 
 }  // namespace fastmlp

@@ -1,18 +1,20 @@
-"""What the lecture's programs share: their arguments, and how a figure is drawn and saved."""
+"""What the lecture's programs share: arguments, data as tensors, figures."""
 
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmlp._faults import Fault, require
 from fastmlp._files import check_writable, write_whole
+from fastmlp.data import ImageDataset
 
 # Colours that colour-blind people tell apart: M. Okabe, K. Ito, Color Universal Design, 2008.
 BLUE, RED, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -40,6 +42,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
+def tensors(dataset: ImageDataset) -> tuple[Tensor, Tensor]:
+    """All images [N, pixels] from -1 to 1, and labels [N]."""
+    return dataset.images.flatten(1) / 127.5 - 1, dataset.labels
+
+
 def linear_layers(model: nn.Sequential) -> list[nn.Linear]:
     """The layers with weights, in order."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -55,9 +62,20 @@ def figure(file: str, rows: int, columns: int, size: tuple[float, float]) -> Ite
             figsize=size, layout="constrained"
         )
         yield figure.subplots(rows, columns, squeeze=False)
+        drawn = io.BytesIO()
         undated = {"Date": None} if kind == "svg" else None  # the same file in every run
-        write_whole(file, lambda stream: figure.savefig(stream, format=kind, metadata=undated))
+        figure.savefig(drawn, format=kind, metadata=undated)
+    picture = drawn.getvalue() if kind == "svg" else _small(drawn)
+    write_whole(file, lambda stream: stream.write(picture))
     print(f"drawn: {file}")
+
+
+def _small(png: io.BytesIO) -> bytes:
+    """The same picture in 256 colours, in a third of the bytes."""
+    image = require("PIL.Image", "Pillow", "--plot").open(png).convert("RGB")
+    small = io.BytesIO()
+    image.quantize(256).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def _plot(file: str) -> str:

@@ -20,6 +20,8 @@ def run(
     biases: Sequence[Tensor | None],
     activations: Sequence[int],
     slopes: Sequence[float],
+    dropouts: Sequence[float],
+    skips: Sequence[bool],
     /,
 ) -> Tensor | None: ...
 def why_plain(
@@ -28,12 +30,14 @@ def why_plain(
     biases: Sequence[Tensor | None],
     activations: Sequence[int],
     slopes: Sequence[float],
+    dropouts: Sequence[float],
+    skips: Sequence[bool],
     /,
 ) -> str | None: ...
 def run_modules(modules: dict[str, Module], input: Tensor, /) -> Tensor | None: ...
 
-# weights, biases, activations, slopes
-_Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float]]
+# weights, biases, activations, slopes, dropouts, skips
+_Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float], list[float], list[bool]]
 # kind, mean, ignore_index, label_smoothing, weight, pos_weight
 _Loss = tuple[int, bool, int, float, Tensor | None, Tensor | None]
 # kind, param_groups, state, dicts of hooks that have to be empty
@@ -64,6 +68,8 @@ def train_steps(
 ) -> tuple[Tensor, Tensor] | None: ...
 def know_modules(
     linear: type[Module],
+    dropout: type[Module],
+    residual: type[Module],
     activations: dict[type[Module], int],
     global_hooks: list[dict[int, Any]],
     hooks: list[str],

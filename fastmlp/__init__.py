@@ -3,12 +3,13 @@
 from fastmlp import functional
 from fastmlp._ops import empty_cache, get_isa
 from fastmlp._version import __version__
-from fastmlp.modules import FusedLinear, FusedMLP
+from fastmlp.modules import FusedLinear, FusedMLP, Residual
 from fastmlp.train_step import TrainStep
 
 __all__ = [
     "FusedLinear",
     "FusedMLP",
+    "Residual",
     "TrainStep",
     "__version__",
     "empty_cache",

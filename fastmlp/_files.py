@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -19,9 +21,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
         write: writes the content to the binary file that it is given.
     """
     target = _regular(path)
-    # In the same folder, since only a rename inside one file system is a single step. The name
-    # tells whose draft it is: a killed process leaves it, and remove_drafts() spares the living.
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    draft = _draft(target)
     try:
         with draft.open("wb") as file:
             write(file)
@@ -34,15 +34,65 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
     _sync_folder(target.parent)
 
 
+def write_folder(
+    path: str | os.PathLike[str], fill: Callable[[Path], object], *, replace: bool = False
+) -> None:
+    """Makes a folder in one step: whoever looks, or comes after a crash, finds all of it or none.
+
+    Args:
+        path: the folder, whose parent exists. It is not there, or is empty.
+        fill: writes the content into the empty folder that it is given.
+        replace: the folder may be there with a content, which is lost. Between the old and the new
+            there is a moment without either.
+    """
+    target = Path(os.path.realpath(path))
+    draft, old = _draft(target), target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        draft.mkdir()
+        fill(draft)
+        if hasattr(os, "sync"):
+            os.sync()  # once, instead of for each of its files
+        if replace and target.exists():
+            target.rename(old)
+        elif target.exists():
+            target.rmdir()
+        draft.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        # More than once: an interrupt can keep an executor from waiting for a thread that it has
+        # just started, which then writes on until it misses the folder.
+        for _ in range(20):
+            shutil.rmtree(draft, ignore_errors=True)
+            if not draft.exists():
+                break
+            time.sleep(0.05)
+        raise
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _draft(target: Path) -> Path:
+    """Where a file or folder is written before it takes its place.
+
+    In the same folder, since only a rename inside one file system is a single step. The name tells
+    whose draft it is: a killed process leaves it, and remove_drafts() spares the living.
+    """
+    return target.with_name(f".{target.name}.{os.getpid()}.draft")
+
+
 def remove_drafts(path: str | os.PathLike[str]) -> None:
-    """Removes what processes that were killed inside write_whole() left beside a file."""
+    """Removes what processes left beside a file or folder that were killed while they wrote it."""
     target = Path(os.path.realpath(path))
     prefix, suffix = f".{target.name}.", ".draft"
     for draft in target.parent.iterdir():
         if draft.name.startswith(prefix) and draft.name.endswith(suffix):
             process = draft.name[len(prefix) : -len(suffix)]
             if process.isdecimal() and not _alive(int(process)):
-                draft.unlink(missing_ok=True)
+                if draft.is_dir():
+                    shutil.rmtree(draft, ignore_errors=True)
+                else:
+                    draft.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

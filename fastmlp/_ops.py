@@ -38,7 +38,11 @@ def empty_cache() -> None:
 
 
 def _saved_elements(
-    input: Tensor, weights: Sequence[Tensor], activations: Sequence[int], needs: Sequence[bool]
+    input: Tensor,
+    weights: Sequence[Tensor],
+    activations: Sequence[int],
+    needs: Sequence[bool],
+    tails: Sequence[int],
 ) -> int | torch.SymInt:
     # saved_layout of csrc/problem.cpp, for sizes that may be symbols
     layers = len(weights)
@@ -46,9 +50,13 @@ def _saved_elements(
     passes = bool(needs) and needs[0]
     for layer, weight in enumerate(weights):
         passes = passes or (bool(needs) and (needs[1 + layer] or needs[1 + layers + layer]))
+        reads_activated = passes and _C.saves_output(activations[layer])
+        followed = bool(tails) and tails[layer] != 0
         if layer + 1 < layers and (
-            (bool(needs) and needs[2 + layer]) or (passes and _C.saves_output(activations[layer]))
+            (bool(needs) and needs[2 + layer]) or (reads_activated and not followed)
         ):
+            features += weight.size(0)
+        if reads_activated and followed:
             features += weight.size(0)
         if passes and _C.saves_sums(activations[layer]):
             features += weight.size(0)
@@ -79,6 +87,8 @@ def _mlp_fake(
     biases: Sequence[Tensor | None],
     activations: Sequence[int],
     slopes: Sequence[float],
+    noise: Tensor | None = None,
+    tails: Sequence[int] = (),
 ) -> Tensor:
     return _output(input, weights)
 
@@ -91,8 +101,10 @@ def _mlp_forward_fake(
     activations: Sequence[int],
     slopes: Sequence[float],
     needs: Sequence[bool],
+    noise: Tensor | None = None,
+    tails: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    saved = input.new_empty((_saved_elements(input, weights, activations, needs),))
+    saved = input.new_empty((_saved_elements(input, weights, activations, needs, tails),))
     return _output(input, weights), saved
 
 
@@ -107,6 +119,8 @@ def _mlp_backward_fake(
     slopes: Sequence[float],
     kept: Sequence[bool],
     needs: Sequence[bool],
+    noise: Tensor | None = None,
+    tails: Sequence[int] = (),
 ) -> list[Tensor]:
     shapes = [input.shape, *(w.shape for w in weights), *(w.shape[:1] for w in weights)]
     return [input.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]

@@ -1,4 +1,4 @@
-"""What a training tells on its way: sums over its batches, and a progress bar."""
+"""What long work tells on its way: sums over a training's batches, and a progress bar."""
 
 from __future__ import annotations
 
@@ -46,14 +46,23 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
     """A progress bar on stderr, and lines on stdout above it.
 
     Args:
-        total: batches in all.
+        total: units in all.
         wanted: whether there is a bar; None: where stderr is a terminal and tqdm is installed.
-        done: batches that were done before.
+        done: units that were done before.
         leave: whether the bar stays when it is closed.
+        unit: what is counted.
+        delay: seconds before the bar is shown: what is done by then needs none.
     """
 
     def __init__(
-        self, total: int, wanted: bool | None = None, *, done: int = 0, leave: bool = True
+        self,
+        total: int,
+        wanted: bool | None = None,
+        *,
+        done: int = 0,
+        leave: bool = True,
+        unit: str = "batch",
+        delay: float = 0,
     ) -> None:
         self.bar: Any = None
         if wanted or (wanted is None and sys.stderr.isatty()):
@@ -66,13 +75,15 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
                     ) from None
             else:
                 self.bar = tqdm(
-                    total=total, initial=done, leave=leave, unit="batch", dynamic_ncols=True
-                )
+                    total=total, initial=done, leave=leave, unit=unit, delay=delay,
+                    dynamic_ncols=True,
+                )  # fmt: skip
 
-    def advance(self, batches: int, loss: float) -> None:
+    def advance(self, units: int, loss: float | None = None) -> None:
         if self.bar is not None:
-            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self.bar.update(batches)
+            if loss is not None:
+                self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.update(units)
 
     def line(self, text: str) -> None:
         if self.bar is None:

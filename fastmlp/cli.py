@@ -1,4 +1,4 @@
-"""The command `fastmlp`: `fastmlp train`, `fastmlp info`.
+"""The command `fastmlp`: `fastmlp train`, `fastmlp data`, `fastmlp info`.
 
 Exit status: 0 done, 1 a fault (told in one line), 2 wrong arguments, 128 + n ended by signal n.
 """
@@ -12,7 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ._faults import Fault
 from ._options import LOOPS, Options
@@ -32,6 +33,20 @@ Ctrl-C, each time whole or not at all. After a kill at any moment the same comma
 goes on to the very same numbers. With --resume, options not given are taken from the checkpoint;
 those given must agree with it, except --epochs, which may grow. Without --resume an existing file
 is never replaced, unless by --overwrite."""
+
+_SOURCE = """\
+a folder with IDX files, gzipped or not, or PNG files training/<label>/*.png and
+testing/<label>/*.png; or digits, for the embedded ones"""
+
+_CONVERT = """\
+Writes a data set as IDX files or as PNG files, into a folder that is made whole or not at all.
+Images stay in their order: names of PNG files count the rows, and IDX files that are made of such
+files are, byte by byte, those that they were made from."""
+
+_VERIFY = """\
+Reads every file of a data set and tells what is in it. Files of as many images as MNIST has must
+have MNIST's content; those of a PNG tree may have any names. Exit status 1 if something is wrong or
+missing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +95,32 @@ def _info(given: dict[str, object]) -> int:
     return 0
 
 
+def _convert(given: dict[str, Any]) -> int:
+    from .data.convert import convert
+
+    if given["gzip"] and given["to"] != "idx":
+        raise Fault("--gzip is for --to idx: PNG files are compressed already")
+    convert(**given)
+    return 0
+
+
+def _show(given: dict[str, Any]) -> int:
+    from .data.sheet import show
+
+    show(**given)
+    return 0
+
+
+def _verify(given: dict[str, Any]) -> int:
+    from .data.verify import verify
+
+    wrong = 0
+    for right, line in verify(Path(given["dir"]), mnist=given["mnist"]):
+        print(f"{'OK' if right else 'WRONG':6}{line}", flush=True)
+        wrong += not right
+    return int(wrong > 0)
+
+
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, instead of after the whole usage."""
 
@@ -90,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastmlp", description="Fused multilayer perceptrons for PyTorch.")
     parser.add_argument("--version", action="version", version=f"fastmlp {__version__}")
-    commands = parser.add_subparsers(metavar="train | info", required=True)
+    commands = parser.add_subparsers(metavar="train | data | info", required=True)
     info = commands.add_parser(
         "info",
         help="what is installed, and what runs fused on this machine",
@@ -108,7 +149,80 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train)
     _add_train_options(train)
+    data = commands.add_parser(
+        "data",
+        help="convert, look at and check images of handwritten digits",
+        description="Converts, shows and checks data sets in MNIST's formats. Needs no network.",
+    )
+    _add_data_commands(data)
     return parser
+
+
+def _add_data_commands(data: argparse.ArgumentParser) -> None:
+    commands = data.add_subparsers(metavar="convert | show | verify", required=True)
+
+    convert = commands.add_parser(
+        "convert",
+        help="IDX files from PNG files, or the reverse",
+        description=_CONVERT,
+        allow_abbrev=False,
+    )
+    convert.set_defaults(command=_convert)
+    convert.add_argument("source", type=_path, metavar="SRC", help=_SOURCE)
+    convert.add_argument("target", type=_path, metavar="DST", help="the folder to make")
+    convert.add_argument("--to", choices=["idx", "png"], required=True, help="the format")
+    convert.add_argument("--gzip", action="store_true", help="gzip the IDX files")
+    convert.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace DST, if it is a folder of IDX and PNG files and holds nothing else",
+    )
+
+    show = commands.add_parser(
+        "show",
+        help="draw samples with their labels",
+        description="Draws images, chosen at random, and their labels on one sheet.",
+        allow_abbrev=False,
+    )
+    show.set_defaults(command=_show)
+    show.add_argument("source", type=_path, metavar="SRC", help=_SOURCE)
+    show.add_argument(
+        "--out", type=_path, metavar="FILE", required=True, help="the PNG file; is replaced"
+    )
+    part = show.add_mutually_exclusive_group()
+    part.add_argument(
+        "--train", action="store_true", default=True, help="from the training part (default)"
+    )
+    part.add_argument("--test", dest="train", action="store_false", help="from the test part")
+    for option, default, text in (
+        ("--count", 100, "images"),
+        ("--columns", 20, "images side by side"),
+    ):
+        show.add_argument(
+            option,
+            type=_whole(1, 10_000),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
+    show.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of the choice (default: %(default)s)"
+    )
+
+    verify = commands.add_parser(
+        "verify",
+        help="check that files are whole, and MNIST's",
+        description=_VERIFY,
+        allow_abbrev=False,
+    )
+    verify.set_defaults(command=_verify)
+    verify.add_argument("dir", type=_path, metavar="DIR", help="a folder as SRC of convert")
+    verify.add_argument(
+        "--not-mnist",
+        dest="mnist",
+        action="store_false",
+        help="another set, of as many images as MNIST (Fashion-MNIST): compare nothing with MNIST",
+    )
 
 
 def _add_train_options(train: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ ACTIVATIONS: tuple[str, ...] = _C.ACTIVATIONS
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _SLOPES = {"leaky_relu": 0.01, "elu": 1.0}
+_NOISE, _SKIP = 1, 2  # kNoise and kSkip of csrc/mlp.h
 
 _log = logging.getLogger("fastmlp")
 
@@ -81,7 +82,9 @@ def mlp(
         )
     hidden, last = activation_code(activation), activation_code(output_activation)
     codes = [hidden] * (len(weights) - 1) + [last]
-    return run(input, weights, biases, codes, [_SLOPES.get(ACTIVATIONS[c], 0.0) for c in codes])
+    slopes = [_SLOPES.get(ACTIVATIONS[c], 0.0) for c in codes]
+    without = [0.0] * len(codes), [False] * len(codes)
+    return run(input, Network(weights, biases, codes, slopes, *without))
 
 
 def activation_code(name: str | None) -> int:
@@ -93,46 +96,64 @@ def activation_code(name: str | None) -> int:
     return code
 
 
-def run(
-    input: Tensor,
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    codes: Sequence[int],
-    slopes: Sequence[float],
-) -> Tensor:
-    """The network of the operators' arguments, fused where it can be, plain elsewhere."""
+class Network(NamedTuple):
+    """What the operators compute, one item a layer: from x to activation(x @ weight.T + bias),
+    then dropout, then + x where the layer skips."""
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    codes: list[int]  # of the activations
+    slopes: list[float]
+    dropouts: list[float]  # probabilities; 0: none
+    skips: list[bool]
+
+    def append(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Another layer, of nothing else."""
+        self.weights.append(weight)
+        self.biases.append(bias)
+        self.codes.append(0)
+        self.slopes.append(0.0)
+        self.dropouts.append(0.0)
+        self.skips.append(False)
+
+    def tails(self) -> list[int]:
+        """What follows the activations, as the operators take it; empty for nothing anywhere."""
+        if not any(self.dropouts) and not any(self.skips):
+            return []
+        return [
+            _NOISE * (dropout > 0) + _SKIP * skip
+            for dropout, skip in zip(self.dropouts, self.skips, strict=True)
+        ]
+
+
+def run(input: Tensor, network: Network) -> Tensor:
+    """The network, fused where it can be, plain elsewhere."""
     if torch.compiler.is_compiling():
-        if why_plain_when_compiled(input, weights, biases) is None:
-            result: Tensor = torch.ops.fastmlp.mlp(input, weights, biases, codes, slopes)
+        if why_plain_when_compiled(input, network) is None:
+            operands = network.weights, network.biases, network.codes, network.slopes
+            noise, tails = _draw_noise(input, network), network.tails()
+            result: Tensor = torch.ops.fastmlp.mlp(input, *operands, noise, tails)
             return result
-        return plain(input, weights, biases, codes, slopes)
+        return plain(input, network)
     if forward_ad._current_level < 0:
-        output = _C.run(input, weights, biases, codes, slopes)
+        output = _C.run(input, *network)
         if output is not None:
             return output
     if _log.isEnabledFor(logging.DEBUG):
-        _log.debug("plain path: %s", why_plain(input, weights, biases, codes, slopes))
-    return plain(input, weights, biases, codes, slopes)
+        _log.debug("plain path: %s", why_plain(input, network))
+    return plain(input, network)
 
 
-def why_plain(
-    input: Any,
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    codes: Sequence[int],
-    slopes: Sequence[float],
-) -> str | None:
+def why_plain(input: Any, network: Network) -> str | None:
     """Why :func:`run` takes the plain path for these arguments, None where it runs fused."""
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    return _C.why_plain(input, weights, biases, codes, slopes)
+    return _C.why_plain(input, *network)
 
 
-def why_plain_when_compiled(
-    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> str | None:
+def why_plain_when_compiled(input: Tensor, network: Network) -> str | None:
     """The same under torch.compile, which traces this function."""
-    for tensor in (input, *weights, *biases):
+    for tensor in (input, *network.weights, *network.biases):
         if tensor is None:
             continue
         if tensor.device.type != "cpu":
@@ -144,23 +165,30 @@ def why_plain_when_compiled(
     return None
 
 
-def plain(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    codes: Sequence[int],
-    slopes: Sequence[float],
-) -> Tensor:
+def _draw_noise(input: Tensor, network: Network) -> Tensor | None:
+    """What draw_noise of csrc/dropout.cpp draws, as operations that can be traced."""
+    parts = [
+        F.dropout(input.new_ones((*input.shape[:-1], weight.size(0))), dropout).flatten()
+        for weight, dropout in zip(network.weights, network.dropouts, strict=True)
+        if dropout > 0
+    ]
+    return torch.cat(parts) if parts else None
+
+
+def plain(input: Tensor, network: Network) -> Tensor:
     """The reference path: the same network as torch operations."""
-    for weight, bias, code, slope in zip(weights, biases, codes, slopes, strict=True):
-        input = F.linear(input, weight, bias)
+    for weight, bias, code, slope, dropout, skip in zip(*network, strict=True):
+        output = F.linear(input, weight, bias)
         name = ACTIVATIONS[code]
         if name == "leaky_relu":
-            input = F.leaky_relu(input, slope)
+            output = F.leaky_relu(output, slope)
         elif name == "elu":
-            input = F.elu(input, slope)
+            output = F.elu(output, slope)
         elif name == "gelu_tanh":
-            input = F.gelu(input, approximate="tanh")
+            output = F.gelu(output, approximate="tanh")
         elif name != "identity":
-            input = getattr(F if name in ("gelu", "silu") else torch, name)(input)
+            output = getattr(F if name in ("gelu", "silu") else torch, name)(output)
+        if dropout > 0:
+            output = F.dropout(output, dropout)
+        input = input + output if skip else output
     return input

@@ -16,7 +16,7 @@ from torch.nn.modules import module as _module
 from fastmlp import functional
 from fastmlp._ops import _C
 
-__all__ = ["FusedLinear", "FusedMLP"]
+__all__ = ["FusedLinear", "FusedMLP", "Residual"]
 
 _log = logging.getLogger("fastmlp")
 
@@ -44,8 +44,37 @@ _GLOBAL_HOOKS = (
 )
 # A module's dicts of hooks.
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Residual(nn.Sequential):
+    """A `torch.nn.Sequential` whose input is added to its output: x + f(x).
+
+    Inside a :class:`FusedMLP` it runs fused where it holds one square `nn.Linear` and after it, if
+    anything, an activation and a `nn.Dropout`. The form is that of K. He, X. Zhang, S. Ren, J. Sun,
+    Deep Residual Learning for Image Recognition, CVPR 2016, with the block's activation inside.
+
+    Shapes:
+        input and output `(...)`, the same.
+
+    Raises:
+        RuntimeError: when called, where the output's shape is not the input's.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input + f(input)`."""
+        output: Tensor = super().forward(input)
+        if output.shape != input.shape:  # torch would broadcast
+            raise RuntimeError(
+                "fastmlp.Residual: expected the modules' output to have the input's shape "
+                f"{tuple(input.shape)}, to which it is added, got {tuple(output.shape)}"
+            )
+        return input + output
+
+
 _C.know_modules(
     nn.Linear,
+    nn.Dropout,
+    Residual,
     {kind: functional._CODES[_NAMES[kind]] for kind in _NAMES if kind not in _WITH_PARAMETERS},
     list(_GLOBAL_HOOKS),
     list(MODULE_HOOKS),
@@ -68,23 +97,23 @@ def _activation_of(module: nn.Module | None) -> tuple[int, float] | None:
     return None if code is None else (code, slope)
 
 
-# The operators' arguments: weights, biases, codes of the activations, and their slopes.
-Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float]]
-
-
-def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
-    """The operators' arguments, or why these modules are not such a network.
+def read_modules(modules: Mapping[str, nn.Module | None]) -> functional.Network | str:
+    """The network that these modules are, or why they are none that the operators know.
 
     Read anew in each call: modules, parameters and hooks can be exchanged at any time.
     """
-    weights: list[Tensor] = []
-    biases: list[Tensor | None] = []
-    codes: list[int] = []
-    slopes: list[float] = []
-    activated = True
+    network = functional.Network([], [], [], [], [], [])
     for hooks in _GLOBAL_HOOKS:
         if hooks:
             return "a global module hook is registered"
+    return _append(modules, network) or network
+
+
+def _append(modules: Mapping[str, nn.Module | None], network: functional.Network) -> str | None:
+    """Appends their layers to the network; returns why it cannot."""
+    # What may still belong to the last layer: its activation, and then its dropout.
+    takes_activation = takes_dropout = False
+    before = len(network.weights)
     for name, module in modules.items():
         if any(getattr(module, hooks) for hooks in MODULE_HOOKS):
             return f"module {name} has a hook"
@@ -92,25 +121,48 @@ def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
             weight = module._parameters.get("weight")
             if weight is None or "bias" not in module._parameters:
                 return f"the parameters of module {name} are computed"
-            weights.append(weight)
-            biases.append(module._parameters["bias"])
-            codes.append(0)
-            slopes.append(0.0)
-            activated = False
+            network.append(weight, module._parameters["bias"])
+            takes_activation = takes_dropout = True
+        elif type(module) is nn.Dropout:
+            if module.inplace:
+                return f"module {name} works in place"
+            if not 0 <= module.p <= 1:
+                return f"module {name} has no probability, but {module.p}"
+            if module.training and module.p > 0:
+                if not takes_dropout:
+                    return f"module {name} does not follow a linear layer or its activation"
+                network.dropouts[-1] = float(module.p)
+                takes_activation = takes_dropout = False
+        elif type(module) is Residual:
+            reason = _append_residual(module, network)
+            if reason is not None:
+                return f"module {name}: {reason}"
+            takes_activation = takes_dropout = False
         else:
             found = _activation_of(module)
             if found is None:
                 return f"module {name}, {module}, is not fused"
             if found[0] != 0:
-                if activated:
+                if not takes_activation:
                     return f"module {name} does not follow a linear layer"
-                codes[-1], slopes[-1] = found
-                activated = True
+                network.codes[-1], network.slopes[-1] = found
+                takes_activation = False
         if "forward" in module.__dict__:
             return f"module {name} has a forward of its own"
-    if not weights:
-        return "there is no linear layer"
-    return weights, biases, codes, slopes
+    return "there is no linear layer" if len(network.weights) == before else None
+
+
+def _append_residual(block: Residual, network: functional.Network) -> str | None:
+    layer = len(network.weights)
+    reason = _append(block._modules, network)
+    if reason is not None:
+        return reason
+    if len(network.weights) > layer + 1 or network.skips[layer]:
+        return "it holds more than one linear layer"
+    if network.weights[layer].size(0) != network.weights[layer].size(1):
+        return "its linear layer is not square"
+    network.skips[layer] = True
+    return None
 
 
 class FusedMLP(nn.Sequential):
@@ -122,19 +174,28 @@ class FusedMLP(nn.Sequential):
     transforms, …) runs as the plain `nn.Sequential` would; :meth:`why_plain` and the debug messages
     of the logger "fastmlp" tell.
 
+    Hidden layers are reached by slices, which share the modules and run fused themselves:
+    ``lower, upper = model[:2], model[2:]`` and ``hidden = lower(x); y = upper(hidden)``.
+
     Args:
         sizes: features of the input, of each hidden layer, and of the output; at least two.
         activation: after each layer but the last: a name of `fastmlp.functional.ACTIVATIONS`, an
             activation module of torch.nn (copied for each layer), or None for no module at all.
         output_activation: after the last layer, likewise.
         bias: whether the layers have one.
+        dropout: probability with which an `nn.Dropout` after each activation but the output's sets
+            an element to zero in training mode; None for no such modules. Under a seed, the
+            elements are those that the plain `nn.Sequential` would set to zero (N. Srivastava et
+            al., Dropout, JMLR 2014).
+        residual: whether each hidden layer with as many out_features as in_features is a
+            :class:`Residual` of its linear layer, activation and dropout.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Shapes:
         input `(..., sizes[0])`, output `(..., sizes[-1])`.
 
     Raises:
-        ValueError: fewer than two sizes, or an unknown activation.
+        ValueError: fewer than two sizes, an unknown activation, or a dropout outside of [0, 1].
 
     Example:
         >>> model = FusedMLP([784, 300, 10])
@@ -149,6 +210,8 @@ class FusedMLP(nn.Sequential):
         activation: str | nn.Module | None = "relu",
         output_activation: str | nn.Module | None = None,
         bias: bool = True,
+        dropout: float | None = None,
+        residual: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -156,14 +219,25 @@ class FusedMLP(nn.Sequential):
             super().__init__(sizes)
             return
         super().__init__()
+        if dropout is not None and not 0 <= dropout <= 1:
+            raise ValueError(
+                f"fastmlp: expected a dropout probability between 0 and 1, got {dropout}"
+            )
         sizes = list(sizes)
         if len(sizes) < 2:
             raise ValueError(f"fastmlp: expected at least two sizes (input, output), got {sizes}")
         for i, (in_features, out_features) in enumerate(pairwise(sizes)):
-            self.append(nn.Linear(in_features, out_features, bias, device=device, dtype=dtype))
-            after = activation if i + 2 < len(sizes) else output_activation
+            layer: list[nn.Module]
+            layer = [nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)]
+            hidden = i + 2 < len(sizes)
+            after = activation if hidden else output_activation
             if after is not None:
-                self.append(_make_activation(after))
+                layer.append(_make_activation(after))
+            if hidden and dropout is not None:
+                layer.append(nn.Dropout(dropout))
+            if hidden and residual and in_features == out_features:
+                layer = [Residual(*layer)]
+            self.extend(layer)
 
     @classmethod
     def from_sequential(cls, sequential: nn.Sequential) -> FusedMLP:
@@ -186,14 +260,14 @@ class FusedMLP(nn.Sequential):
                 _log.debug("plain path: %s", network)
             plain: Tensor = super().forward(input)
             return plain
-        return functional.run(input, *network)
+        return functional.run(input, network)
 
     def why_plain(self, input: Tensor) -> str | None:
         """Why `model(input)` runs as the plain Sequential would, None where it runs fused."""
         network = self._network()
-        return network if isinstance(network, str) else functional.why_plain(input, *network)
+        return network if isinstance(network, str) else functional.why_plain(input, network)
 
-    def _network(self) -> Network | str:
+    def _network(self) -> functional.Network | str:
         return read_modules(self._modules)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_module
 
 from fastmlp._ops import _C
+from fastmlp.functional import Network
 from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class TrainStep:
 
     Args:
         model: a :class:`FusedMLP`, or a ``torch.nn.Sequential`` (nested or not) of ``nn.Linear``
-            and activations that :mod:`fastmlp.functional` knows, float32 or float64, on the CPU.
+            and activations that :mod:`fastmlp.functional` knows, of ``nn.Dropout`` and
+            :class:`Residual`, float32 or float64, on the CPU.
         loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``, reduction "mean"
             or "sum".
         optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over the model's parameters, or some
@@ -277,9 +279,7 @@ class TrainStep:
         kind = _OPTIMIZERS[type(optimizer)]
         return kind, optimizer.param_groups, optimizer.state, self._hooks
 
-    def _read_model(
-        self,
-    ) -> tuple[list[Tensor], list[Tensor | None], list[int], list[float]]:
+    def _read_model(self) -> Network:
         network = read_modules(_leaves(self.model))
         if isinstance(network, str):
             raise RuntimeError(
@@ -341,8 +341,7 @@ class TrainStep:
             raise ValueError(
                 f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
             )
-        weights, biases, _, _ = network
-        operands = [p for p in (*weights, *biases) if p is not None]
+        operands = [p for p in (*network.weights, *network.biases) if p is not None]
         if len({id(p) for p in operands}) < len(operands):
             raise ValueError(
                 "fastmlp.TrainStep: layers share a parameter. Use the model's own forward and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from reference import Network, Problem, Results, assert_all_within
 from torch import Tensor
 
@@ -27,9 +28,28 @@ def forced(isa: str) -> Iterator[None]:
     assert all(name.endswith(f"_{isa}") for name in ran), sorted(ran)
 
 
+def codes(problem: Problem) -> tuple[list[int], list[float]]:
+    """The activations and their slopes, as the operators take them."""
+    names = [problem.hidden] * (len(problem.weights) - 1) + [problem.output or "identity"]
+    slopes = {"leaky_relu": 0.01, "elu": 1.0}
+    return [functional.ACTIVATIONS.index(n) for n in names], [slopes.get(n, 0.0) for n in names]
+
+
+def tails(problem: Problem) -> tuple[Tensor | None, list[int]]:
+    """The noise, and what follows each layer's activation, as the operators take them."""
+    layers = len(problem.weights)
+    noises, skips = problem.noises or [None] * layers, problem.skips or [False] * layers
+    given = [noise.flatten() for noise in noises if noise is not None]
+    numbers = [(noise is not None) + 2 * skip for noise, skip in zip(noises, skips, strict=True)]
+    return torch.cat(given) if given else None, numbers if any(numbers) else []
+
+
 def mlp(problem: Problem) -> Network:
     def network(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
-        return functional.mlp(x, weights, biases, problem.hidden, problem.output)
+        if not problem.noises and not problem.skips:
+            return functional.mlp(x, weights, biases, problem.hidden, problem.output)
+        result: Tensor = torch.ops.fastmlp.mlp(x, weights, biases, *codes(problem), *tails(problem))
+        return result
 
     return network
 

@@ -11,12 +11,17 @@ order after it), and by at most k times the smallest subnormal where products un
 layer's input a is known to within Δa:
 
     z  = W a + b      Δz  = |W| Δa + gamma_{k+1} (|W| (|a| + Δa) + |b|)
-    a' = f(z)         Δa' = sup|f'| Δz + c u s(z)
+    f(z)              Δf = sup|f'| Δz + c u s(z)
+    a' = n f(z) + a   Δa' = |n| (Δf + u (|f| + Δf)), plus Δa + u (|a'| + Δa') for the sum
     f'(z)             Δf' = sup|f''| Δz + 3 c u s'(z), and a jump of f' at 0 where |z| <= Δz
-    dz = g f'(z)      Δdz = Δg (|f'| + Δf') + |g| Δf' + 2u (|g| + Δg) (|f'| + Δf')
+    h = n g           Δh = |n| (Δg + u (|g| + Δg))
+    dz = h f'(z)      Δdz = Δh (|f'| + Δf') + |h| Δf' + 2u (|h| + Δh) (|f'| + Δf')
     dW = dzᵀ a        ΔdW = Δdzᵀ (|a| + Δa) + |dz|ᵀ Δa + gamma_batch (|dz| + Δdz)ᵀ (|a| + Δa)
     db = Σ dz         Δdb = Σ Δdz + gamma_batch Σ (|dz| + Δdz)
-    dx = dz W         Δdx = Δdz |W| + gamma_out (|dz| + Δdz) |W|
+    dx = dz W + g     Δdx = Δdz |W| + gamma_out (|dz| + Δdz) |W|, plus Δg + u (|dx| + Δdx)
+
+n is dropout's noise, and the last terms of a' and dx are those of a residual layer, whose input is
+added to its output; where a layer has neither, these steps and their roundings are left out.
 
 c = 8 roundings is what evaluating an activation may cost (range reduction, polynomial, scaling,
 division, the products around it), each relative to the magnitude s of the greatest term in its
@@ -235,6 +240,8 @@ def exact(
     activations: Sequence[Activation],
     grad_output: Tensor | None = None,
     background: float = 0.0,
+    noises: Sequence[Tensor | None] = (),
+    skips: Sequence[bool] = (),
 ) -> Results[Bounded]:
     """Output and all gradients of a network.
 
@@ -245,6 +252,8 @@ def exact(
         activations: one a layer.
         grad_output: gradient of the output, (..., out); None: forward only.
         background: β above.
+        noises: what dropout multiplies by, one (..., out) or None a layer; empty: none anywhere.
+        skips: whether its input is added, one a layer; empty: nowhere.
     """
     wider = WIDER[x.dtype]
     # Half the spacing at 1, and as much of the reference's own arithmetic.
@@ -281,6 +290,21 @@ def exact(
 
     more = 3 if background != 0 else 0  # roundings of the first layer's products
 
+    def dropped(layer: int, b: Array, db: Array) -> tuple[Array, Array]:
+        """n b and its bound."""
+        noise = noises[layer] if noises else None
+        if noise is None:
+            return b, db
+        n = wide(noise).reshape(b.shape)
+        return n * b, size(n) * (db + u * (size(b) + db)) + subnormal
+
+    def added(layer: int, b: Array, db: Array, a: Array, da: Array) -> tuple[Array, Array]:
+        """b + a and its bound."""
+        if not (skips and skips[layer]):
+            return b, db
+        b, db = b + a, db + da
+        return b, db + u * (size(b) + db)
+
     batch = x.shape[:-1]
     a = wide(x).reshape(int(np.prod(batch)), x.shape[-1])
     da = np.zeros(a.shape)
@@ -293,10 +317,11 @@ def exact(
         dz = product(terms(i, a), w, da, np.zeros(w.shape), k) + gamma(k) * size(b)
         inputs.append((a, da))
         sums.append((z, dz))
-        a, da = act.f(z), act.sup_df * dz + rounding(act.scale, z, dz, ROUNDINGS)
-    y = Bounded(a.reshape(*batch, a.shape[1]), da.reshape(*batch, a.shape[1]))
+        y, dy = act.f(z), act.sup_df * dz + rounding(act.scale, z, dz, ROUNDINGS)
+        a, da = added(i, *dropped(i, y, dy), a, da)
+    output = Bounded(a.reshape(*batch, a.shape[1]), da.reshape(*batch, a.shape[1]))
     if grad_output is None:
-        return Results(y)
+        return Results(output)
 
     g = wide(grad_output).reshape(a.shape)
     dg = np.zeros(g.shape)
@@ -308,6 +333,8 @@ def exact(
         dslope = act.sup_ddf * dz + rounding(act.scale_d, z, dz, 3 * ROUNDINGS)
         dslope = dslope + act.jump * (size(z) <= dz)
         steepest = size(slope) + dslope
+        skipped = g, dg
+        g, dg = dropped(i, g, dg)
         dg = dg * steepest + size(g) * dslope + 2 * u * (size(g) + dg) * steepest + subnormal
         g = g * slope
         k = g.shape[0] + (more if i == 0 else 0)
@@ -316,20 +343,27 @@ def exact(
         db = product(column, g, np.zeros(column.shape), dg)
         bias_grads.append(Bounded(g.sum(0), db[0]) if biases[i] is not None else None)
         w = wide(weights[i])
-        g, dg = g @ w, product(g, w, dg, np.zeros(w.shape))
+        g, dg = added(i, g @ w, product(g, w, dg, np.zeros(w.shape)), *skipped)
     dx = Bounded(g.reshape(x.shape), dg.reshape(x.shape))
-    return Results(y, dx, weight_grads[::-1], bias_grads[::-1])
+    return Results(output, dx, weight_grads[::-1], bias_grads[::-1])
 
 
 # Runs to compare
 
 
-def eager(activations: Sequence[Activation]) -> Network:
+def eager(
+    activations: Sequence[Activation],
+    noises: Sequence[Tensor | None] = (),
+    skips: Sequence[bool] = (),
+) -> Network:
     """The network as torch computes it."""
 
     def network(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
-        for weight, bias, act in zip(weights, biases, activations, strict=True):
-            x = act.eager(F.linear(x, weight, bias))
+        for i, (weight, bias, act) in enumerate(zip(weights, biases, activations, strict=True)):
+            y = act.eager(F.linear(x, weight, bias))
+            if noises and (noise := noises[i]) is not None:
+                y = y * noise
+            x = x + y if skips and skips[i] else y
         return x
 
     return network
@@ -365,7 +399,9 @@ class Problem:
     grad_output: Tensor  # (..., out)
     hidden: str = "relu"
     output: str | None = None
-    background: float = 0.0  # of x, as `exact` takes it
+    background: float = 0.0  # of x, as `exact` takes it,
+    noises: Sequence[Tensor | None] = ()  # and these
+    skips: Sequence[bool] = ()
 
     @classmethod
     def random(
@@ -377,8 +413,15 @@ class Problem:
         hidden: str = "relu",
         output: str | None = None,
         bias: bool = True,
+        dropout: float = 0.0,
+        residual: bool = False,
     ) -> Problem:
-        """Normal numbers, weights scaled so that no layer grows them."""
+        """Normal numbers, weights scaled so that no layer grows them.
+
+        Args:
+            dropout: after every layer, the last as well.
+            residual: whether every layer that can does add its input.
+        """
         shape = (batch,) if isinstance(batch, int) else tuple(batch)
         pairs = list(pairwise(sizes))
         weights = [torch.randn(n, m, dtype=dtype) / max(m, 1) ** 0.5 for m, n in pairs]
@@ -389,6 +432,10 @@ class Problem:
             torch.randn(*shape, sizes[-1], dtype=dtype),
             hidden,
             output,
+            noises=[F.dropout(torch.ones(*shape, n, dtype=dtype), dropout) for _, n in pairs]
+            if dropout > 0
+            else (),
+            skips=[m == n for m, n in pairs] if residual else (),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -399,13 +446,21 @@ class Problem:
     def activations(self) -> list[Activation]:
         return per_layer(len(self.weights), self.hidden, self.output)
 
+    @property
+    def network(self) -> Network:
+        """As torch computes it."""
+        return eager(self.activations, self.noises, self.skips)
+
     def exact(self, backward: bool = True) -> Results[Bounded]:
         g = self.grad_output if backward else None
-        return exact(self.x, self.weights, self.biases, self.activations, g, self.background)
+        return exact(
+            self.x, self.weights, self.biases, self.activations, g, self.background,
+            self.noises, self.skips,
+        )  # fmt: skip
 
     def eager(self) -> Results[Tensor]:
         """What torch makes of it."""
-        return self.run(eager(self.activations))
+        return self.run(self.network)
 
     def run(self, network: Network) -> Results[Tensor]:
         return differentiate(network, self.x, self.weights, self.biases, self.grad_output)

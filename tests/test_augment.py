@@ -262,14 +262,14 @@ def test_distorted_images_differ_from_the_given_ones() -> None:
             assert len({image.numpy().tobytes() for image in [images[0], *result]}) == 7, name
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0, 2.5, 8.0, 100.0])
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 2.0, 2.5, 8.0, 100.0])
 def test_other_smoothness(sigma: float) -> None:
     image = random_images(1, 28, 28)
     result = distort(image, alpha=10, sigma=sigma, generator=torch.Generator().manual_seed(3))
     dx, dy = fields(key_of(3), 0, 28, 28, 10, sigma)
     x, y = grid(28, 28)
     off = places_off(28, 28, 10, sigma)
-    assert off < 0.4  # pixels; the bound is far from what is reached
+    assert off < 0.4  # pixels, where all errors come together
     assert_resampled(result[0], image[0], Places(x + dx, y + dy), off)
 
 

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import gc
 import hashlib
+import importlib.util
 import itertools
 import os
 import re
@@ -25,10 +26,12 @@ from image_files import mnist_folder, needs_mnist, random_images, write_idx
 from torch.utils.data import TensorDataset
 
 import fastmlp
+from fastmlp.data import deskew, distort
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts, not a package
 
+import augment  # noqa: E402
 import check  # noqa: E402
 import fit  # noqa: E402
 import harness  # noqa: E402
@@ -97,6 +100,14 @@ def test_peers_compute_the_same(peer: str) -> None:
     assert [line.split()[3] for line in lines] == [peer] * (1 if peer == "onnxruntime" else 2)
 
 
+def test_compile_compiles() -> None:
+    torch._dynamo.utils.counters.clear()
+    with torch.no_grad():
+        peers.compiled(peers.Problem(TINY, "forward"), 1).results()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
 def test_a_missing_peer_is_skipped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +160,15 @@ def test_loader_runs() -> None:
         assert ratio == 1 if "DataLoader" in row else ratio > 0
 
 
+def test_png_runs() -> None:
+    pytest.importorskip("PIL")
+    printed = run("png.py", "--quick", "--files", "1500", "--threads", "1").stdout
+    rows = [(row[:5].strip(), row[6:21].strip()) for row in printed.splitlines()[2:]]
+    states = ["warm", "cold"] if hasattr(os, "posix_fadvise") else ["warm"]
+    readers = ["Pillow", "Pillow, threads", "fastmlp", "fastmlp, kept"]
+    assert rows == list(itertools.product(states, readers))
+
+
 def test_a_wrong_loader_is_found() -> None:
     data = TensorDataset(torch.randn(10, 2), torch.arange(10))
 
@@ -165,6 +185,34 @@ def test_a_wrong_loader_is_found() -> None:
     assert fault(lambda right: [[x + 1, y] for x, y in right]) == "batch 0 differs"
     assert fault(lambda right: [[x] for x, _ in right]) == "batch 0 differs"
     assert loader.fault(aside, data, 4, True) == "leaves the generator in another state"
+
+
+def test_augment_runs() -> None:
+    printed = run("augment.py", "--quick", "--images", "100", "--threads", "1").stdout
+    rows = [row.split() for row in printed.splitlines()[3:] if not row.startswith("skipped")]
+    peers = {"scipy"} if importlib.util.find_spec("scipy") else set()
+    for task in augment.TASKS:
+        names = {" ".join(row[1:-7]) for row in rows if row[0] == task}
+        assert names == {"fit", "batch by batch", "fastmlp"} | peers
+    for row in rows:
+        assert float(row[-7]) > 0
+        assert float(row[-4]) == 1 if row[1] == "fit" else float(row[-4]) > 0
+
+
+def test_wrong_distortions_are_found() -> None:
+    pytest.importorskip("scipy")
+    images, _ = inputs.strokes(400)
+    upright = augment.scipy_deskew(images)
+    assert augment.fault(deskew(images), images, upright, random=False) is None
+    assert augment.fault(deskew(images).roll(1, 2), images, upright, random=False) is not None
+    for task in ("affine", "elastic"):
+        amounts = augment.TASKS[task]
+        assert amounts is not None
+        peers = augment.scipy_distort(images, np.random.default_rng(0), amounts)
+        assert augment.fault(distort(images, **amounts), images, peers, random=True) is None
+        for name in amounts:
+            other = amounts | {name: (0.4 if name == "sigma" else 3.0) * amounts[name]}
+            assert augment.fault(distort(images, **other), images, peers, random=True) is not None
 
 
 def test_compare_serves_both_builds() -> None:
@@ -236,6 +284,70 @@ def test_select_by_pattern_and_group() -> None:
     ]
     with pytest.raises(ValueError, match="no shape matches 'nothing'"):
         shapes.select("nothing")
+
+
+# Dropout and residual blocks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
+def test_networks_of_blocks_are_what_they_should_be(name: str) -> None:
+    shape = shapes.select(name)[0]
+    plain, fused = (
+        make(peers.Problem(shape, "step")) for make in (peers.eager_network, peers.fastmlp_network)
+    )
+    assert type(plain) is torch.nn.Sequential
+    assert isinstance(fused, fastmlp.FusedMLP)
+    assert fused.why_plain(torch.randn(shape.batch, shape.sizes[0])) is None
+    assert list(plain.state_dict()) == list(fused.state_dict())
+    for a, b in zip(plain.parameters(), fused.parameters(), strict=True):
+        assert torch.equal(a, b)
+    kinds = [type(module) for module in fused.modules()]
+    assert kinds.count(torch.nn.Dropout) == (shape.dropout > 0) * (len(shape.sizes) - 2)
+    blocks = [isinstance(fused.get_submodule(str(i)), fastmlp.Residual) for i in range(len(fused))]
+    assert sum(blocks) == sum(shape.skips)
+    assert shape.skips == (False,) * 2 if shape.dropout else (True,) * 7 + (False,)
+    assert not any(shapes.select("lecture-50")[0].skips)
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+@pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
+@pytest.mark.parametrize("peer", ["eager", "fastmlp"])
+def test_dropout_is_timed_but_not_compared(peer: str, name: str, task: str) -> None:
+    problem = peers.Problem(shapes.select(name)[0], task)
+    with torch.set_grad_enabled(task != "forward"):
+        contestant = peers.PEERS[peer](problem, 1)
+        assert check.fault(problem, contestant.results()) is None
+        state = torch.get_rng_state()
+        contestant.run()
+    draws = not torch.equal(torch.get_rng_state(), state)
+    assert draws == (problem.shape.dropout > 0 and task != "forward")
+
+
+@pytest.mark.parametrize("task", shapes.TASKS)
+def test_a_block_that_forgets_its_input_is_found(task: str) -> None:
+    shape = shapes.select("residual-32")[0]
+    without = peers.Problem(dataclasses.replace(shape, residual=False), task)
+    with torch.set_grad_enabled(task != "forward"):
+        wrong = peers.eager(without, 1).results()
+    assert "off by" in str(check.fault(peers.Problem(shape, task), wrong))
+
+
+@pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
+@pytest.mark.parametrize("contestant", ["train_step", "fastmlp", "eager"])
+def test_steps_of_blocks_are_right(contestant: str, name: str) -> None:
+    problem = peers.Problem(shapes.select(name)[0], "sgd")
+    one = train_step.CONTESTANTS[contestant](problem, 1)
+    assert train_step.expected(problem).fault(one.results()) is None
+    state = torch.get_rng_state()
+    one.run()
+    assert (not torch.equal(torch.get_rng_state(), state)) == (problem.shape.dropout > 0)
+
+
+def test_who_draws_other_masks_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for task, known in (("sgd", train_step.CONTESTANTS), ("forward+backward", peers.PEERS)):
+        problem = peers.Problem(shapes.select("dropout-100")[0], task)
+        assert not list(peers.contestants(["jax"], known, problem, 1))
+        assert capsys.readouterr().out == f"skipped jax, {task} of dropout-100: no dropout\n"
 
 
 # Statistics and timing ---------------------------------------------------------------------------

@@ -100,6 +100,33 @@ def tensor_conventions(told: str) -> None:
     assert told.count("view size is not compatible") == 2
 
 
+def dropout(told: str) -> None:
+    without, with_it = rows("p ", told)
+    assert (without[0], with_it[0]) == (0.0, 0.3)
+    assert max(without[1], with_it[1]) < 5  # learnt by heart
+    assert with_it[3] < without[3]
+
+
+def going_deeper(told: str) -> None:
+    cell = rf" +{NUMBER} +{NUMBER} % +{NUMBER}"  # loss, error, first gradient
+    table = {
+        name: [float(n) for n in numbers]
+        for name, *numbers in re.findall(rf"^(\S.*?){cell * 3}$", told, re.MULTILINE)
+    }
+    assert len(table) == 8
+    losses, errors, gradients = ({n: row[i::3] for n, row in table.items()} for i in range(3))
+    assert min(errors["sigmoid"][1:]) > 80  # chance: 90
+    assert errors["relu"][0] < 60
+    assert min(errors["relu"][1:]) > 80
+    assert errors["relu, auxiliary heads"][1] < 70
+    assert errors["relu, He's initial values"][1] < 50
+    assert errors["relu, He's initial values"][2] > 80
+    assert losses["relu, residual"][2] > 100
+    assert max(errors["relu, residual, small"] + errors["relu, residual, small, dropout"]) < 25
+    assert gradients["relu"][0] > 1e-4 > gradients["relu"][1] > gradients["relu"][2] == 0
+    assert all(0.1 < norm < 10 for norm in gradients["relu, residual, small"])
+
+
 def mnist(told: str) -> None:
     errors = numbers("test error # %", told)
     assert len(errors) == 8
@@ -108,6 +135,8 @@ def mnist(told: str) -> None:
 
 EVIDENCE: dict[str, Callable[[str], None]] = {
     "activations.py": activations,
+    "dropout.py": dropout,
+    "going_deeper.py": going_deeper,
     "linear_activations.py": linear_activations,
     "mnist.py": mnist,
     "tensor_conventions.py": tensor_conventions,

@@ -39,9 +39,16 @@ class Arena:
 
 arenas = [Arena() for _ in range(8)]
 
-def run(batch, sizes, dtype, at_end, hidden, background=None):
+def run(batch, sizes, dtype, at_end, hidden, background=None, blocks=False):
     free = iter(arenas)
     make = lambda *shape: next(free).tensor(shape, dtype, at_end)
+    network = lambda x, weights, biases: functional.mlp(x, weights, biases, hidden)
+    if blocks:  # dropout and the layer's input after each activation
+        codes = [functional.ACTIVATIONS.index(hidden)] * len(sizes[1:])
+        noise = make(batch * sum(sizes[1:]))
+        network = lambda x, weights, biases: torch.ops.fastmlp.mlp(
+            x, weights, biases, codes, [0.0] * len(codes), noise, [3] * len(codes)
+        )
     layers = list(zip(sizes, sizes[1:]))
     x, g = make(batch, sizes[0]), make(batch, sizes[-1])
     if background is not None:
@@ -53,8 +60,8 @@ def run(batch, sizes, dtype, at_end, hidden, background=None):
     for t in given:
         t.requires_grad_()
     with torch.no_grad():
-        functional.mlp(x, weights, biases, hidden)
-    y = functional.mlp(x, weights, biases, hidden)
+        network(x, weights, biases)
+    y = network(x, weights, biases)
     grads = torch.autograd.grad(y, given, g)
     assert all(torch.equal(a, b) for a, b in zip(before, given + [g]))
     return [y, *grads]
@@ -72,6 +79,7 @@ for dtype in (torch.float32, torch.float64):
                 n = EDGES[(i + j) % len(EDGES)]
                 run(batch, [m, n], dtype, at_end, "relu")
                 run(batch, [m, n, m], dtype, at_end, "gelu")
+                run(batch, [m, m, m], dtype, at_end, ("relu", "gelu")[j % 2], blocks=True)
 print("done")
 """
 )
@@ -170,6 +178,10 @@ for dtype in (torch.float32, torch.float64):
                 functional.mlp(x, weights, biases, hidden).sum().backward()
                 with torch.no_grad():
                     functional.mlp(x, weights, biases, hidden)
+            model = FusedMLP([m, n, n, m], dropout=0.5, residual=True, dtype=dtype)
+            model(x).sum().backward()
+            with torch.no_grad():
+                model(x)
 
 # Inputs that are mostly one value, and what training on them keeps.
 torch.manual_seed(0)
@@ -183,7 +195,7 @@ for dtype in (torch.float32, torch.float64):
             x[batch : 2 * batch].normal_()
             y = torch.randint(5, (len(x),))
             for options in ({}, {"momentum": 0.9}):
-                model = FusedMLP([m, n, 5], dtype=dtype)
+                model = FusedMLP([m, n, n, 5], dropout=0.2, residual=True, dtype=dtype)
                 optimizer = torch.optim.SGD(model.parameters(), 0.01, **options)
                 step = TrainStep(model, nn.CrossEntropyLoss(), optimizer)
                 _C.record_kernels(True)

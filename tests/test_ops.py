@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from fused import codes
 from layouts import LAYOUTS, Layout
 from reference import ACTIVATIONS, Problem
 from torch import Tensor, nn
@@ -15,19 +16,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmlp import FusedLinear, FusedMLP, functional
 
 OPS = torch.ops.fastmlp
-CODES = {name: i for i, name in enumerate(functional.ACTIVATIONS)}
-SLOPES = {"leaky_relu": 0.01, "elu": 1.0}
 
 
 def arguments(problem: Problem, needed: bool = False) -> tuple[object, ...]:
     """Of torch.ops.fastmlp.mlp."""
-    names = [problem.hidden] * (len(problem.weights) - 1) + [problem.output or "identity"]
     return (
         problem.x.detach().requires_grad_(needed),
         [w.detach().requires_grad_(needed) for w in problem.weights],
         [b if b is None else b.detach().requires_grad_(needed) for b in problem.biases],
-        [CODES[n] for n in names],
-        [SLOPES.get(n, 0.0) for n in names],
+        *codes(problem),
     )
 
 

@@ -51,19 +51,35 @@ def test_torch_is_within_the_bounds(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_torch_is_within_the_bounds_of_blocks(
+    name: str, dtype: torch.dtype, dropout: float
+) -> None:
+    problem = Problem.random(
+        33, [40, 40, 17, 17], dtype, hidden=name, output=name, dropout=dropout, residual=True
+    )
+    assert problem.skips == [True, False, True]
+    reference.assert_all_within(problem.eager(), problem.exact())
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_bounds_are_tight(name: str, dtype: torch.dtype) -> None:
     """A fault of half a thousandth (float32) in one number stands out from the rounding allowed."""
-    problem = Problem.random(8, [16, 12, 8], dtype, hidden=name, output=name)
-    expected = problem.exact().named()
-    eps = torch.finfo(dtype).eps
-    for key, result in expected.items():
-        largest = np.abs(result.value).max()
-        # |z| < Δz at a kink lets a whole gradient through: then, and only then, a bound is wide.
-        assert np.median(result.bound) < 4000 * eps * float(largest), key
+    for problem in (
+        Problem.random(8, [16, 12, 8], dtype, hidden=name, output=name),
+        Problem.random(8, [16, 16, 8], dtype, hidden=name, output=name, dropout=0.3, residual=True),
+    ):
+        eps = torch.finfo(dtype).eps
+        for key, result in problem.exact().named().items():
+            largest = np.abs(result.value).max()
+            # |z| < Δz at a kink lets a whole gradient through: then, and only then, a bound is
+            # wide.
+            assert np.median(result.bound) < 4000 * eps * float(largest), key
 
 
-def test_a_wrong_result_is_rejected(dtype: torch.dtype) -> None:
-    problem = Problem.random(8, [16, 12, 8], dtype, hidden="tanh")
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_wrong_result_is_rejected(dtype: torch.dtype, residual: bool) -> None:
+    problem = Problem.random(8, [16, 16, 8], dtype, hidden="tanh", residual=residual)
     good = problem.eager().named()
     for name, bounded in problem.exact().named().items():
         for fault in (1.5, -1.5):
@@ -96,6 +112,28 @@ def test_a_wrong_network_is_rejected(dtype: torch.dtype) -> None:
     ):
         with pytest.raises(AssertionError, match="outside of their bounds"):
             assert_within(faulty, y)
+
+
+def test_wrong_noise_or_a_lost_input_is_rejected(dtype: torch.dtype) -> None:
+    problem = Problem.random(8, [12, 12, 12], dtype, hidden="tanh", dropout=0.3, residual=True)
+    expected = problem.exact()
+    noises, skips = problem.noises, problem.skips
+    first, second = noises
+    assert first is not None
+    assert second is not None
+    flipped = first.clone()
+    flipped[3, 4] = first.max() - flipped[3, 4]
+    for faulty in (
+        eager(problem.activations, noises, [False, True]),
+        eager(problem.activations, noises, [True, False]),
+        eager(problem.activations, [None, second], skips),
+        eager(problem.activations, [first.roll(1, 0), second], skips),
+        eager(problem.activations, [first, first], skips),
+        eager(problem.activations, [(first > 0).to(dtype), second], skips),
+        eager(problem.activations, [flipped, second], skips),
+    ):
+        with pytest.raises(AssertionError, match="outside of their bounds"):
+            reference.assert_all_within(problem.run(faulty), expected)
 
 
 def test_error_is_relative() -> None:

@@ -130,8 +130,9 @@ class SparseTwins(Twins):
         max_grad_norm: float | None = None,
         value: float = 0.0,
         activation: str = "gelu",
+        model: nn.Sequential | None = None,
     ) -> None:
-        model = FusedMLP(sizes, activation=activation, dtype=dtype)
+        model = model or FusedMLP(sizes, activation=activation, dtype=dtype)
         super().__init__(loss._replace(size=1), make_optimizer, dtype, model, max_grad_norm)
         self.sizes, self.value = sizes, value
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from fastmlp import _C, FusedLinear, FusedMLP, TrainStep
+from fastmlp import _C, FusedLinear, FusedMLP, Residual, TrainStep
 
 SIZES = [7, 19, 13, 5]  # ragged ends for every width of vectors
 CLASSES = SIZES[-1]
@@ -164,7 +164,7 @@ def plain_twin(model: nn.Sequential) -> nn.Sequential:
     """A copy that runs as torch alone would have it."""
     twin = copy.deepcopy(model)
     for name, module in twin._modules.items():
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential) and not isinstance(module, Residual):
             twin._modules[name] = plain_twin(module)
     return nn.Sequential(OrderedDict(twin._modules.items()))
 
@@ -229,11 +229,16 @@ class Twins:
         return x, target(self.case.target, (*shape, linears[-1].out_features), self.dtype)
 
     def train(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """A step of both; their losses."""
+        """A step of both, from one state of the generator to one; their losses."""
+        state = torch.get_rng_state()
         expected = plain_step(
             self.plain, self.plain_loss, self.plain_optimizer, x, y, self.max_grad_norm
         )
-        return self.step(x, y), expected
+        after = torch.get_rng_state()
+        torch.set_rng_state(state)
+        actual = self.step(x, y)
+        assert torch.equal(torch.get_rng_state(), after)
+        return actual, expected
 
     def check(self, steps: int = 5, relative: float = EXACT, *rows: int) -> None:
         """Trains both, on new data in each step, and compares everything."""
@@ -381,6 +386,8 @@ MODELS: dict[str, Callable[[], nn.Sequential]] = {
         nn.LeakyReLU(0.3),
         nn.Linear(9, 5),
     ),
+    "dropout": lambda: FusedMLP(SIZES, dropout=0.3),
+    "residual": lambda: FusedMLP([7, 9, 9, 9, 5], activation="tanh", residual=True),
     "nested-fused": lambda: nn.Sequential(FusedMLP([7, 8, 9]), nn.ReLU(), FusedMLP([9, 5])),
 }
 
@@ -1268,13 +1275,13 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         ValueError, "forward of its own",
         lambda: build(nn.Sequential(small()), prepare=lambda m: own_forward(m[0])),
     ),
-    "dropout": (
-        ValueError, r"module 1, Dropout.*not fused",
-        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Dropout())),
+    "alpha-dropout": (
+        ValueError, r"module 1, AlphaDropout.*not fused",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.AlphaDropout())),
     ),
-    "nested-dropout": (
-        ValueError, r"module 1\.0, Dropout.*not fused",
-        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Dropout()))),
+    "nested-alpha-dropout": (
+        ValueError, r"module 1\.0, AlphaDropout.*not fused",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.AlphaDropout()))),
     ),
     "nested-subclass": (
         ValueError, "Doubled", lambda: build(nn.Sequential(Doubled(nn.Linear(4, 3))))
@@ -1525,8 +1532,9 @@ LATER: dict[str, tuple[Errors, str, Spoil]] = {
         call(lambda t: t.model.pop(3), lambda t: t.model.pop(2)),
     ),
     "layer-shared": (RuntimeError, "share", call(share_later)),
-    "dropout": (
-        RuntimeError, "Dropout.*not fused", call(lambda t: t.model.__setitem__(1, nn.Dropout()))
+    "alpha-dropout": (
+        RuntimeError, "AlphaDropout.*not fused",
+        call(lambda t: t.model.__setitem__(1, nn.AlphaDropout())),
     ),
     "float": (RuntimeError, "differ in dtype", call(lambda t: t.model.float())),
     "half": (RuntimeError, "float32 or float64", call(lambda t: t.model.half())),

@@ -282,3 +282,28 @@ void derive(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride,
     }
   }
 }
+
+template <typename T>
+void combine(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* factor,
+             const T* addend, int64_t addend_stride, T* c, int64_t c_stride) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < rows; i += kRowsAtOnce) {
+    const int64_t count = rows - i < kRowsAtOnce ? rows - i : kRowsAtOnce;
+    for (int64_t j = 0; j < n; j += V::width) {
+      const auto mask = V::first(n - j < V::width ? n - j : V::width);
+      typename V::Reg value[kRowsAtOnce];
+      FASTMLP_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (r >= count) break;
+        value[r] = V::load(a + (i + r) * a_stride + j, mask);
+        if (factor) value[r] = V::mul(value[r], V::load(factor + (i + r) * c_stride + j, mask));
+        if (addend)
+          value[r] = V::add(value[r], V::load(addend + (i + r) * addend_stride + j, mask));
+      }
+      FASTMLP_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (r < count) V::store(c + (i + r) * c_stride + j, value[r], mask);
+      }
+    }
+  }
+}

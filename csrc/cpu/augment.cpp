@@ -14,7 +14,7 @@
 namespace fastmlp::cpu {
 namespace {
 
-#include "cpu/random-inl.h"
+#include "cpu/threefry-inl.h"
 
 // Pixels that are worth a thread: some ten microseconds.
 constexpr int64_t kPixelsPerThread = 8000;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/mersenne.h"
 #include "cpu/resample.h"
 #include "mlp.h"
 #include "training.h"
@@ -52,6 +53,9 @@ struct Kernels {
   DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];  // [rows][columns]
   Activate activate[kActivations];
   Derive derive[kActivations];
+  // c[rows, n] = a · factor + addend (null: ones, zeros). factor lies like c.
+  void (*combine)(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* factor,
+                  const T* addend, int64_t addend_stride, T* c, int64_t c_stride);
   // out[n] = sum over the rows of a[rows, n], pairwise.
   void (*column_sums)(int64_t rows, int64_t n, const T* a, int64_t stride, T* out);
   // packed[k, n] = sourceᵀ for source[n, k]; packed rows lie packed_stride apart, and from n to
@@ -79,6 +83,8 @@ struct Kernels {
               const Update<T>& update, T scale);
   void (*adam)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* mean,
                T* square, T* square_max, const Update<T>& update, T scale);
+  // out[n] = value where a uniform number of 53 bits is below `below`, else zero.
+  void (*bernoulli)(MersenneTwister& generator, int64_t n, uint64_t below, T value, T* out);
   // out[n] = noise that belongs to the key and to the image's number, whole numbers of variance
   // kNoiseVariance; up to the next multiple of 4 · kNoiseRun is written.
   void (*noise)(uint64_t key, uint64_t image, int64_t n, float* out);

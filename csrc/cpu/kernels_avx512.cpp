@@ -12,6 +12,7 @@ namespace avx512 {
 // The algorithms follow the vectors that they are written in.
 #include "cpu/activation-inl.h"
 #include "cpu/gemm-inl.h"
+#include "cpu/mersenne-inl.h"
 #include "cpu/resample-inl.h"
 #include "cpu/sparse-inl.h"
 #include "cpu/training-inl.h"

@@ -11,6 +11,7 @@ namespace generic {
 // The algorithms follow the vectors that they are written in.
 #include "cpu/activation-inl.h"
 #include "cpu/gemm-inl.h"
+#include "cpu/mersenne-inl.h"
 #include "cpu/resample-inl.h"
 #include "cpu/sparse-inl.h"
 #include "cpu/training-inl.h"

@@ -57,9 +57,9 @@ struct ForwardPass<T>::State {
   const Forward<T> problem;
   const Kernels<T>& kernels = active_kernels<T>();
   std::vector<Product<T>> products;
-  std::vector<T*> sums, outputs;  // of each layer: the problem's own, or scratch
-  SparseInput<T> sparse;          // of the first layer, in place of its product where that pays
-  WeightPanels<T> kept_panels;    // of problem.kept, where this input is not sparse
+  std::vector<T*> sums, activated, outputs;  // of each layer: the problem's own, or scratch
+  SparseInput<T> sparse;        // of the first layer, in place of its product where that pays
+  WeightPanels<T> kept_panels;  // of problem.kept, where this input is not sparse
   Buffers<T> buffers;
   int64_t scratch = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads = 1;
@@ -93,7 +93,8 @@ struct ForwardPass<T>::State {
     for (size_t l = 0; l < problem.layers.size(); ++l) {
       const Layer<T>& layer = problem.layers[l];
       outputs.push_back(layer.output ? layer.output : workspace + (l % 2) * scratch);
-      sums.push_back(layer.sums ? layer.sums : outputs.back());
+      activated.push_back(layer.activated ? layer.activated : outputs.back());
+      sums.push_back(layer.sums ? layer.sums : activated.back());
       products[l].place(input, sums.back());
       input = outputs.back();
     }
@@ -125,21 +126,19 @@ struct ForwardPass<T>::State {
 
   void compute(size_t l, Member member) {
     const Layer<T>& layer = problem.layers[l];
-    const auto activate = kernels.activate[static_cast<int>(layer.activation)];
     if (l == 0 && uses_sparse()) {
       const KeptWeight<T>* kept = problem.kept;
       sparse.forward(member, Matrix<T>{layer.weight, layer.weight_stride, 1}, layer.bias,
                      kept ? kept->panels : nullptr, kept && kept->newer, buffers.of(member),
                      sums[0],
                      [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
-                       const int64_t at = i * layer.out_features + j;
-                       activate(rows, columns, sums[0] + at, outputs[0] + at, layer.out_features,
-                                bias, layer.slope);
+                       finish(0, rows, columns, layer.out_features, i * layer.out_features + j,
+                              i * problem.input_stride + j, problem.input_stride, bias);
                      });
       return;
     }
-    const bool nothing = layer.activation == Activation::identity && !layer.bias;
     const T* bias = layer.bias;
+    const int64_t input_stride = l > 0 ? layer.in_features : problem.input_stride;
     // A single column is handled as a row, by whole vectors, with its bias repeated.
     constexpr int64_t kRun = 64;
     T repeated[kRun];
@@ -147,18 +146,31 @@ struct ForwardPass<T>::State {
     if (column && bias) std::fill(repeated, repeated + kRun, *bias);
     products[l].compute(member, buffers.of(member), buffers.shared(),
                         [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-                          if (nothing) return;
                           if (!column) {
-                            const int64_t at = i * layer.out_features + j;
-                            activate(rows, columns, sums[l] + at, outputs[l] + at,
-                                     layer.out_features, bias ? bias + j : nullptr, layer.slope);
+                            finish(l, rows, columns, layer.out_features, i * layer.out_features + j,
+                                   i * input_stride + j, input_stride, bias ? bias + j : nullptr);
                             return;
                           }
                           for (const int64_t end = i + rows; i < end; i += kRun) {
-                            activate(1, std::min(kRun, end - i), sums[l] + i, outputs[l] + i, 1,
-                                     bias ? repeated : nullptr, layer.slope);
+                            finish(l, 1, std::min(kRun, end - i), 1, i, i, 1,
+                                   bias ? repeated : nullptr);
                           }
                         });
+  }
+
+  // From a piece of the sums to the output, with the piece's place in them and in the input.
+  void finish(size_t l, int64_t rows, int64_t columns, int64_t stride, int64_t at, int64_t input_at,
+              int64_t input_stride, const T* bias) const {
+    const Layer<T>& layer = problem.layers[l];
+    T* const y = activated[l] + at;
+    if (layer.activation != Activation::identity || bias) {
+      kernels.activate[static_cast<int>(layer.activation)](rows, columns, sums[l] + at, y, stride,
+                                                           bias, layer.slope);
+    }
+    if (layer.is_output_activated()) return;
+    const T* const input = l > 0 ? outputs[l - 1] : problem.input;
+    kernels.combine(rows, columns, y, stride, layer.noise ? layer.noise + at : nullptr,
+                    layer.skip ? input + input_at : nullptr, input_stride, outputs[l] + at, stride);
   }
 };
 
@@ -177,6 +189,10 @@ struct BackwardPass<T>::State {
   // dz of three layers at once: one is written and one read for dx, the one above read for dW.
   static constexpr int64_t kScratches = 3;
   int64_t scratch = 0;
+  // dL/dy of a layer whose input is added to y, for the layer below; of one layer at a time, as it
+  // is read and written in the same place.
+  T* skipped = nullptr;
+  int64_t skipped_elements = 0;
   int threads = 1;
 
   State(const Backward<T>& p, int max_threads, const typename ForwardPass<T>::State* forward)
@@ -193,6 +209,9 @@ struct BackwardPass<T>::State {
         work += cost(layer.out_features, layer.in_features, batch);
       if (needs_input_gradient(l)) work += cost(batch, layer.in_features, layer.out_features);
       scratch = std::max(scratch, aligned<T>(problem.forward.batch * layer.out_features));
+      if (l + 1 < layers && keeps_skipped(l))
+        skipped_elements =
+            std::max(skipped_elements, aligned<T>(problem.forward.batch * layer.out_features));
     }
     threads = team_size(work, max_threads);
     const LayerGradient<T>& gradient = problem.gradients[0];
@@ -217,11 +236,15 @@ struct BackwardPass<T>::State {
     for (int64_t l = first; l < layers; ++l) add_products(l);
   }
 
-  // The last layer's dL/dz is the incoming gradient itself where there is no activation to go
-  // through.
+  // The last layer's dL/dz is the incoming gradient itself where there is nothing to go through.
   bool given(int64_t l) const {
-    return l + 1 == layers && problem.forward.layers[l].activation == Activation::identity &&
+    const Layer<T>& layer = problem.forward.layers[l];
+    return l + 1 == layers && layer.activation == Activation::identity && !layer.noise &&
            !(l == 0 && sparse);
+  }
+
+  bool keeps_skipped(int64_t l) const {
+    return problem.forward.layers[l].skip && needs_input_gradient(l);
   }
 
   void add_products(int64_t l) {
@@ -254,13 +277,15 @@ struct BackwardPass<T>::State {
       weight_products[l - first].place(dz, weight_sum(l));
       input_products[l - first].place(dz, l > first ? scratch_of(l - 1) : problem.grad_input);
     }
-    buffers.place(workspace + kScratches * scratch);
+    skipped = workspace + kScratches * scratch;
+    buffers.place(skipped + skipped_elements);
     if (sparse == &own_sparse)
-      own_sparse.place(workspace + kScratches * scratch + buffers.elements(threads));
+      own_sparse.place(skipped + skipped_elements + buffers.elements(threads));
   }
 
   int64_t workspace_elements() const {
-    return kScratches * scratch + buffers.elements(threads) + own_sparse.shared_elements();
+    return kScratches * scratch + skipped_elements + buffers.elements(threads) +
+           own_sparse.shared_elements();
   }
 
   void work(Member member) {
@@ -284,7 +309,8 @@ struct BackwardPass<T>::State {
   }
 
   const T* saved(const Layer<T>& layer) const {
-    return saves_output(layer.activation) ? layer.output : layer.sums;
+    if (!saves_output(layer.activation)) return layer.sums;
+    return layer.is_output_activated() ? layer.output : layer.activated;
   }
 
   // Whether there was anything to do.
@@ -296,13 +322,25 @@ struct BackwardPass<T>::State {
     const int64_t rows = member.end(problem.forward.batch) - begin;
     const int64_t stride = problem.grad_output_stride;
     const bool flat = stride == n;  // one long row then
-    const T* const incoming = problem.grad_output + begin * stride;
-    // The identity saves nothing and reads nothing of it: its gradient is copied.
-    const T* const from_forward = saved(layer) ? saved(layer) + begin * n : incoming;
-    kernels.derive[static_cast<int>(layer.activation)](flat ? 1 : rows, flat ? rows * n : n,
-                                                       incoming, stride, from_forward, n,
-                                                       dz + begin * n, n, layer.slope);
+    derive(layer, flat ? 1 : rows, flat ? rows * n : n, problem.grad_output + begin * stride,
+           stride, begin * n, dz + begin * n);
     return true;
+  }
+
+  // dL/dz of a piece that lies `at` in the layer's output, from dL/dy of it.
+  void derive(const Layer<T>& layer, int64_t rows, int64_t columns, const T* incoming,
+              int64_t stride, int64_t at, T* dz) const {
+    const int64_t n = layer.out_features;
+    if (layer.noise) {
+      kernels.combine(rows, columns, incoming, stride, layer.noise + at, nullptr, 0, dz, n);
+      incoming = dz, stride = n;
+    }
+    if (layer.activation == Activation::identity && incoming == dz) return;
+    // The identity saves nothing and reads nothing of it: its gradient is copied.
+    const T* const from_forward = saved(layer) ? saved(layer) + at : incoming;
+    kernels.derive[static_cast<int>(layer.activation)](rows, columns, incoming, stride,
+                                                       from_forward, saved(layer) ? n : stride, dz,
+                                                       n, layer.slope);
   }
 
   // dW = dzᵀ · x and db = the column sums of dz, and what becomes of them.
@@ -356,20 +394,29 @@ struct BackwardPass<T>::State {
 
   // dx = dz · W, which becomes the dz of the layer below in the epilogue.
   void compute_input(int64_t l, Member member) {
-    if (l == first) {
-      input_products[0].compute(member, buffers.of(member), buffers.shared(),
-                                [](int64_t, int64_t, int64_t, int64_t) {});
-      return;
-    }
-    const Layer<T>& below = problem.forward.layers[l - 1];
-    const auto derive = kernels.derive[static_cast<int>(below.activation)];
-    T* grad = const_cast<T*>(grad_sums[l - 1 - first]);  // ours: scratch
+    const Layer<T>& layer = problem.forward.layers[l];
+    const Layer<T>* const below = l > first ? &problem.forward.layers[l - 1] : nullptr;
+    T* const grad = below ? const_cast<T*>(grad_sums[l - 1 - first])  // ours: scratch
+                          : problem.grad_input;
+    const bool keeps = below && keeps_skipped(l - 1);
+    const bool given_skipped = l + 1 == layers;
+    const T* const added = given_skipped ? problem.grad_output : skipped;
+    const int64_t n = layer.in_features,
+                  added_stride = given_skipped ? problem.grad_output_stride : n;
     input_products[l - first].compute(member, buffers.of(member), buffers.shared(),
                                       [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-                                        if (below.activation == Activation::identity) return;
-                                        const int64_t n = below.out_features, at = i * n + j;
-                                        derive(rows, columns, grad + at, n, saved(below) + at, n,
-                                               grad + at, n, below.slope);
+                                        const int64_t at = i * n + j;
+                                        T* dy = grad + at;
+                                        if (layer.skip || keeps) {
+                                          T* const sum = keeps ? skipped + at : dy;
+                                          kernels.combine(
+                                              rows, columns, dy, n, nullptr,
+                                              layer.skip ? added + i * added_stride + j : nullptr,
+                                              added_stride, sum, n);
+                                          dy = sum;
+                                        }
+                                        if (below)
+                                          derive(*below, rows, columns, dy, n, at, grad + at);
                                       });
   }
 };

@@ -1,7 +1,7 @@
 // Images read at displaced places. Included inside a target region, after vec_<isa>.h. All is done
 // in integers, or in floats that hold integers: every instruction set gives the same bits.
 
-#include "cpu/random-inl.h"
+#include "cpu/threefry-inl.h"
 
 constexpr int kLanes = Vec<float>::width;
 typedef float Reals __attribute__((vector_size(4 * kLanes)));

@@ -1,4 +1,4 @@
-// Fills a Kernels table from the templates of gemm-inl.h and activation-inl.h. Included inside a
+// Fills a Kernels table from the templates of the other *-inl.h. Included inside a
 // target region, last.
 
 template <typename T, int rows, int max_vectors>
@@ -58,6 +58,7 @@ Kernels<T> make_kernels(const char* isa) {
   fill_dot<T, dot_rows, dot_columns, dot_columns>(table);
   fill_dot<T, 1, row_columns, row_columns>(table);
   fill_activations<T, 0>(table);
+  table.combine = combine<T>;
   table.column_sums = column_sums<T>;
   table.pack_transposed = pack_transposed<T>;
   table.pack_rows = pack_rows<T>;
@@ -68,6 +69,7 @@ Kernels<T> make_kernels(const char* isa) {
   table.bce_with_logits = bce_with_logits<T>;
   table.sgd = sgd<T>;
   table.adam = adam<T>;
+  table.bernoulli = bernoulli<T>;
   table.noise = noise;
   table.pack_neighbours = pack_neighbours;
   table.resample = resample;

@@ -78,7 +78,8 @@ def distort(
             the variance of numbers uniform in ±1, one a pixel and 0 outside of the image, smoothed
             by the Gaussian whose weights sum to 1, times alpha. So a displacement has the standard
             deviation alpha / (sigma · √(12 π)), less near the edges: 1.4 pixels for alpha 34 and
-            sigma 4, which Simard et al. found best for MNIST.
+            sigma 4, which Simard et al. found best for MNIST. (In torchvision's ElasticTransform
+            the same alpha moves half as far.)
         sigma: pixels, above 0: standard deviation of the Gaussian.
         generator: on the CPU; None: torch's default one. One number is drawn from it.
 
@@ -94,7 +95,7 @@ def distort(
     stack = _stack(images, "distort")
     check_amounts(rotation, scale, shear, translation, alpha, sigma)
     # Drawn even where nothing is random, so that what is drawn next does not depend on amounts.
-    key = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    key = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
     elastic = None
     if alpha > 0:
         rows, columns, unit = _elastic(stack.shape[1], stack.shape[2], float(sigma))
@@ -168,10 +169,14 @@ def _factor(size: int, sigma: float) -> Tensor:
 
     K, which smooths, is symmetric: K = V Λ Vᵀ, and Vᵀ · noise · V is again independent normal
     noise. Λ falls off as the Gaussian's spectrum does, so that a few columns of A = V Λ are enough:
-    10 of 28 for sigma 4.
+    10 of 28 for sigma 4. Where all are needed K does itself, whose rows have smaller sums.
     """
-    values, vectors = torch.linalg.eigh(gaussian(size, sigma))
-    factor = (vectors * values)[:, values > _CUT * values[-1]]
+    smoothing = gaussian(size, sigma)
+    values, vectors = torch.linalg.eigh(smoothing)
+    kept = values > _CUT * values[-1]
+    if kept.all():
+        return smoothing
+    factor: Tensor = (vectors * values)[:, kept]
     return factor * torch.where(factor[0] < 0, -1, 1)  # else LAPACK's choice
 
 
@@ -187,9 +192,9 @@ def _whole(factor: Tensor, most: float) -> tuple[Tensor, int]:
 
 def gaussian(size: int, sigma: float) -> Tensor:
     """K `[size, size]`, float64: K · image smooths columns, of an image that is 0 outside."""
-    place = torch.arange(size, dtype=torch.float64)
+    place = torch.arange(size, dtype=torch.float64, device="cpu")
     weights = ((place.view(-1, 1) - place) / sigma).square().div(-2).exp()
     if sigma > 2:
         return weights / (sigma * math.sqrt(2 * math.pi))  # all weights' sum, to 34 digits
-    all_places = torch.arange(-20, 21, dtype=torch.float64)
+    all_places = torch.arange(-20, 21, dtype=torch.float64, device="cpu")
     return weights / (all_places / sigma).square().div(-2).exp().sum()

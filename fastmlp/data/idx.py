@@ -1,4 +1,4 @@
-"""Reads IDX files: the format of the MNIST files, gzipped or not.
+"""Reads and writes IDX files: the format of the MNIST files, gzipped or not.
 
 A header of the bytes 0, 0, 8 (the code of unsigned bytes), d (the number of dimensions) and the
 d dimensions, each of four bytes, big-endian; then the data, the last dimension running fastest.
@@ -11,10 +11,12 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from .._files import write_whole
 from .images import DataError
 
 _GZIP = b"\x1f\x8b"
@@ -56,6 +58,35 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     if not size:
         raise DataError(f"{path}: empty: its dimensions are {'×'.join(map(str, shape))}")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).reshape(shape)
+
+
+def write_idx(path: Path, array: Tensor) -> None:
+    """Writes an IDX file, whole or not at all; gzipped if its name ends in .gz.
+
+    The same array gives the same bytes: what gzip would say of time and name is left out.
+
+    Args:
+        path: the file, which is replaced.
+        array: uint8, of any shape.
+    """
+    content = idx_content(array)
+    if path.suffix != ".gz":
+        write_whole(path, lambda file: file.write(content))
+        return
+
+    def write(file: BinaryIO) -> None:
+        with gzip.GzipFile("", "wb", 6, file, mtime=0) as zipped:  # 6: 9 takes 14 times as long
+            zipped.write(content)
+
+    write_whole(path, write)
+
+
+def idx_content(array: Tensor) -> bytes:
+    """What an IDX file of an array, uint8 of any shape, holds."""
+    if array.dtype != torch.uint8:
+        raise TypeError(f"IDX files are written of uint8, not of {array.dtype}")
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, _UNSIGNED_BYTES, array.ndim, *array.shape)
+    return header + array.numpy().tobytes()
 
 
 def _read(path: Path) -> bytearray:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .idx import read_idx
 from .images import DataError, ImageDataset, check_labels
-from .png import read_png_tree
+from .tree import PngTree
+
+# The names of the training part (True) and the test part: of IDX files, and of trees.
+PREFIXES = {True: "train", False: "t10k"}
+TREES = {True: ("training", "train"), False: ("testing", "test")}
+DIMENSIONS = {"images": 3, "labels": 1}  # of the IDX files of either kind
 
 
 class MNISTDataset(ImageDataset):
@@ -22,7 +27,9 @@ class MNISTDataset(ImageDataset):
       - IDX files, gzipped or not, in `dir` or in `dir/MNIST/raw` (where torchvision puts them):
         `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-…`; in the files' order;
       - PNG files `training/<label>/*.png` and `testing/<label>/*.png` (or `train`, `test`); by
-        label, then by file name. Needs Pillow.
+        label, then by file name. Needs Pillow. What is decoded is kept for the next time, in a
+        hidden file beside the tree or, where none can be written there, in the user's folder for
+        caches; it is used as long as names, sizes and times of the PNG files stay the same.
 
     Args:
         dir: the folder.
@@ -30,6 +37,7 @@ class MNISTDataset(ImageDataset):
         transform: what to make of an image, see ImageDataset. None gives float32 `[1, H, W]`
             in [0, 1]; any callable that takes a PIL image will do.
         classes: labels must be in 0 … classes - 1.
+        cache: whether decoded PNG files are kept, and taken from where they were kept.
 
     Raises:
         DataError: the folder or a file in it is missing or broken; names it and the fault.
@@ -42,47 +50,76 @@ class MNISTDataset(ImageDataset):
         transform: Callable[[Any], Any] | None = None,
         *,
         classes: int = 10,
+        cache: bool = True,
     ) -> None:
-        root = Path(dir)
-        if not root.is_dir():
-            fault = "not a folder" if root.exists() else "no such folder"
-            raise DataError(f"{root}: {fault}")
-        images, labels = _read(root, train, classes)
+        part = find_part(Path(dir), train)
+        if isinstance(part, IdxPair):
+            images, labels = part.read(classes)
+        else:
+            tree = PngTree(part, classes)
+            images, labels = tree.read(cache=cache), tree.labels
         super().__init__(images, labels, transform)
 
 
-def _read(root: Path, train: bool, classes: int) -> tuple[Tensor, Tensor]:
-    prefix = "train" if train else "t10k"
-    for folder in (root, root / "MNIST" / "raw"):
-        images = _find(folder, prefix, "images", 3)
-        labels = _find(folder, prefix, "labels", 1)
+class MissingPart(DataError):
+    """A folder has nothing of the training, or of the test part."""
+
+
+class IdxPair(NamedTuple):
+    """A part as IDX files."""
+
+    images: Path
+    labels: Path
+
+    def read(self, classes: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 `[n, H, W]` and labels int64 `[n]` in 0 … classes - 1, or a DataError."""
+        images = read_idx(self.images, 3)
+        labels = read_idx(self.labels, 1).to(torch.int64)
+        if len(images) != len(labels):
+            raise DataError(
+                f"{self.labels}: {len(labels)} labels for the {len(images)} images of {self.images}"
+            )
+        check_labels(labels, classes, self.labels)
+        return images, labels
+
+
+def find_part(root: Path, train: bool) -> IdxPair | Path:
+    """What MNISTDataset reads of a folder: two IDX files, or the folder of a PNG tree.
+
+    Raises:
+        MissingPart: there is neither.
+        DataError: there is no such folder, or one IDX file without the other.
+    """
+    if not root.is_dir():
+        fault = "not a folder" if root.exists() else "no such folder"
+        raise DataError(f"{root}: {fault}")
+    prefix = PREFIXES[train]
+    for folder in idx_folders(root):
+        images = next(find_idx(folder, train, "images"), None)
+        labels = next(find_idx(folder, train, "labels"), None)
         if images and labels:
-            return _read_pair(images, labels, classes)
+            return IdxPair(images, labels)
         if images or labels:
             missing = f"{prefix}-labels-idx1-ubyte" if images else f"{prefix}-images-idx3-ubyte"
             raise DataError(f"{folder / missing}[.gz]: no such file, beside {images or labels}")
-    names = ("training", "train") if train else ("testing", "test")
-    for name in names:
+    for name in TREES[train]:
         if (root / name).is_dir():
-            return read_png_tree(root / name, classes)
-    raise DataError(
-        f"{root}: neither {prefix}-images-idx3-ubyte[.gz] in it nor a folder {' or '.join(names)}"
+            return root / name
+    raise MissingPart(
+        f"{root}: neither {prefix}-images-idx3-ubyte[.gz] in it nor a folder "
+        f"{' or '.join(TREES[train])}"
     )
 
 
-def _find(folder: Path, prefix: str, kind: str, dimensions: int) -> Path | None:
+def idx_folders(root: Path) -> tuple[Path, Path]:
+    """Where IDX files may lie, in the order of preference."""
+    return root, root / "MNIST" / "raw"
+
+
+def find_idx(folder: Path, train: bool, kind: str) -> Iterator[Path]:
+    """The IDX files that hold a part's images or labels, in the order of preference."""
     for joint in "-.":  # both spellings are in circulation
         for suffix in ("", ".gz"):
-            path = folder / f"{prefix}-{kind}{joint}idx{dimensions}-ubyte{suffix}"
-            if path.is_file():
-                return path
-    return None
-
-
-def _read_pair(images: Path, labels: Path, classes: int) -> tuple[Tensor, Tensor]:
-    pixels = read_idx(images, 3)
-    digits = read_idx(labels, 1).to(torch.int64)
-    if len(pixels) != len(digits):
-        raise DataError(f"{labels}: {len(digits)} labels for the {len(pixels)} images of {images}")
-    check_labels(digits, classes, labels)
-    return pixels, digits
+            name = f"{PREFIXES[train]}-{kind}{joint}idx{DIMENSIONS[kind]}-ubyte{suffix}"
+            if (folder / name).is_file():
+                yield folder / name

@@ -35,7 +35,8 @@ class Distort:
 
     Args:
         rotation, scale, shear, translation, alpha, sigma: as of distort.
-        generator: likewise.
+        generator: likewise. Leave it None where a DataLoader has workers: torch seeds the default
+            generator of each, while of this one each would have the same copy.
     """
 
     on_batches = True
