@@ -66,7 +66,8 @@ class Row:
     seeds: int = 3
 
 
-ELASTIC = {"rotation": 10, "scale": 0.1, "shear": 10, "alpha": 30, "sigma": 5}
+ELASTIC = {"rotation": 10, "scale": 0.1, "shear": 10, "alpha": 36, "sigma": 5}
+STRONGER = {"rotation": 12, "scale": 0.15, "shear": 12, "alpha": 36, "sigma": 5.5}
 # fmt: off
 ROWS = (
     Row("linear", "linear", "none", 1998, 12.0, (784, 10), 10, 64),
@@ -93,7 +94,7 @@ ROWS = (
     Row("mlp800-elastic", "800 hidden", "distortions", 2003, 0.7, (784, 800, 10), 200,
         lr=2e-3, distortion=ELASTIC, seeds=1),
     Row("deep", "2500+2000+1500+1000+500 hidden", "distortions", 2010, 0.35,
-        (784, 2500, 2000, 1500, 1000, 500, 10), 200, 512, 5e-4, distortion=ELASTIC, minutes=60,
+        (784, 2500, 2000, 1500, 1000, 500, 10), 200, 256, 5e-4, distortion=STRONGER, minutes=60,
         seeds=1),
 )
 # fmt: on
