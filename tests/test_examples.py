@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PROGRAMS = sorted(file.name for file in EXAMPLES.glob("[!_]*.py"))  # found: a new one is tested too
 # In place of --quick --plot FILE.
 ARGUMENTS = {"mnist.py": ["--epochs", 8]}
-NUMBER = r"(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
+NUMBER = r"(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|nan|inf)"
 
 if not PROGRAMS:
     pytest.skip("examples/ is in the source tree, not beside these tests", allow_module_level=True)
@@ -117,11 +117,12 @@ def going_deeper(told: str) -> None:
     losses, errors, gradients = ({n: row[i::3] for n, row in table.items()} for i in range(3))
     assert min(errors["sigmoid"][1:]) > 80  # chance: 90
     assert errors["relu"][0] < 60
-    assert min(errors["relu"][1:]) > 80
-    assert errors["relu, auxiliary heads"][1] < 70
+    assert errors["relu"][1] > 70
+    assert errors["relu"][2] > 80
+    assert errors["relu, auxiliary heads"][1] < 60
     assert errors["relu, He's initial values"][1] < 50
     assert errors["relu, He's initial values"][2] > 80
-    assert losses["relu, residual"][2] > 100
+    assert not losses["relu, residual"][2] < 100  # or nan
     assert max(errors["relu, residual, small"] + errors["relu, residual, small, dropout"]) < 25
     assert gradients["relu"][0] > 1e-4 > gradients["relu"][1] > gradients["relu"][2] == 0
     assert all(0.1 < norm < 10 for norm in gradients["relu, residual, small"])
@@ -179,7 +180,7 @@ def test_a_picture_replaces_the_file_and_is_the_same_in_every_run(tmp_path: Path
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("name", ["picture.bmp", "picture", "missing/picture.png", "."])
+@pytest.mark.parametrize("name", ["picture.bmp", "missing/picture.png", "."])
 def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
     name: str, tmp_path: Path
 ) -> None:
