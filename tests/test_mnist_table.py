@@ -285,7 +285,7 @@ def test_a_pairs_unit_learns_from_its_two_classes_alone(table: ModuleType, data:
         assert moved == bool({3, 7} & set(pair))
     # The unit of both has learned to tell them; the votes go by its sign.
     unit = pairs.index([3, 7])
-    outputs = run.model(run.inputs(images[some]))[:, unit]
+    outputs = run.model(table.scaled(images[some]))[:, unit]
     assert ((outputs > 0) == (labels[some] == 3)).double().mean() > 0.95
 
 
