@@ -89,9 +89,6 @@ struct Call : torch::CustomClassHolder {
   bool reads_output() const {
     return saves_output(static_cast<Activation>(activations.back())) && tail(layers() - 1) == 0;
   }
-  bool has_noise() const {
-    return std::any_of(tails.begin(), tails.end(), [](int64_t t) { return (t & kNoise) != 0; });
-  }
 };
 
 class MLPFunction : public torch::autograd::Function<MLPFunction> {
@@ -105,8 +102,7 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
         mlp_forward(tensors[0], tensors.slice(1, layers), biases, call->activations, call->slopes,
                     call->needs, call->noise, call->tails);
 
-    variable_list kept{saved};
-    if (call->has_noise()) kept.push_back(std::move(call->noise));
+    variable_list kept{saved, std::move(call->noise)};
     if (call->reads_output()) kept.push_back(output);
     const auto keep = [&](size_t i, const at::Tensor& tensor) {
       if (i <= layers && call->checked[i]) {
@@ -149,7 +145,7 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
     const variable_list kept = ctx->get_saved_variables();
     size_t next = 0;
     const at::Tensor saved = kept[next++];
-    const at::Tensor noise = call.has_noise() ? kept[next++] : at::Tensor();
+    const at::Tensor noise = kept[next++];
     const at::Tensor output =
         call.reads_output() ? kept[next++] : grads[0];  // of its shape, and not read
     for (size_t i = 0; i <= layers; ++i) {

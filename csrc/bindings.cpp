@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "augment.h"
+#include "cpu/augment.h"
 #include "cpu/isa.h"
 #include "cpu/network.h"
 #include "cpu/record.h"
+#include "cpu/resample.h"
 #include "dropout.h"
 #include "memory.h"
 #include "mlp.h"
@@ -36,7 +38,7 @@ PyObject* run_network(const at::Tensor& input, const Network& network) {
   {
     const py::gil_scoped_release release;
     Arguments arguments = network.arguments(input);
-    if (!network.tails.empty()) draw_noise(arguments, network.dropouts);
+    draw_noise(arguments, network.dropouts);
     if (at::GradMode::is_enabled()) {
       OptionalTensors biases;
       for (const auto& bias : network.biases) biases.push_back(bias);
@@ -128,6 +130,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::list names;
   for (const char* name : kActivationNames) names.append(name);
   m.attr("ACTIVATIONS") = py::tuple(names);
+  m.attr("MOST_PIXELS") = cpu::kMostPixels;
+  m.attr("MOST_NOISE") = cpu::kMostNoise;
+  m.attr("NOISE_VARIANCE") = cpu::kNoiseVariance;
+  m.attr("MOST_HALF") = cpu::kMostHalf;
   m.def("know_modules",
         [](const py::handle& linear, const py::handle& dropout, const py::handle& residual,
            const py::dict& activations, const py::list& global_hooks, const py::list& hooks) {

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <mutex>
 
@@ -68,22 +69,16 @@ void fill(double dropout, const at::Tensor& part) {
 }  // namespace
 
 void draw_noise(Arguments& arguments, at::ArrayRef<double> dropouts) {
+  const auto drops = [](double dropout) { return dropout > 0; };
+  if (std::none_of(dropouts.begin(), dropouts.end(), drops)) return;
   check_without_noise(arguments);  // so that an error leaves the generator as it was
-  const int64_t batch = arguments.batch();
   const at::ScalarType dtype = arguments.input.scalar_type();
-  int64_t elements = 0;
-  bool any = false;
-  for (size_t l = 0; l < dropouts.size(); ++l) {
-    if (dropouts[l] <= 0) continue;
-    elements += batch * arguments.weights[l].size(0);
-    any = true;
-  }
-  if (!any) return;
+  int64_t elements = 0, begin = 0;
+  for (size_t l = 0; l < dropouts.size(); ++l) elements += arguments.noise_elements(l);
   arguments.noise = uninitialized({elements}, dtype);
-  int64_t begin = 0;
   for (size_t l = 0; l < dropouts.size(); ++l) {
     if (dropouts[l] <= 0) continue;
-    const at::Tensor part = arguments.noise.narrow(0, begin, batch * arguments.weights[l].size(0));
+    const at::Tensor part = arguments.noise.narrow(0, begin, arguments.noise_elements(l));
     dtype == at::kFloat ? fill<float>(dropouts[l], part) : fill<double>(dropouts[l], part);
     begin += part.numel();
   }

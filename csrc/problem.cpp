@@ -13,8 +13,7 @@ bool rows_are_contiguous(const at::Tensor& matrix) {
 
 void check_noise(const Arguments& a) {
   int64_t elements = 0;
-  for (size_t l = 0; l < a.tails.size(); ++l)
-    if (a.tails[l] & kNoise) elements += a.batch() * a.weights[l].size(0);
+  for (size_t l = 0; l < a.tails.size(); ++l) elements += a.noise_elements(l);
   const bool any = std::any_of(a.tails.begin(), a.tails.end(),
                                [](int64_t tail) { return (tail & kNoise) != 0; });
   TORCH_CHECK(a.noise.defined() == any, "fastmlp: expected ", any ? "" : "no ",
@@ -196,7 +195,7 @@ Forward<T> make_forward(const Arguments& a, Operands& operands) {
     layer.skip = (a.tail(l) & kSkip) != 0;
     if (a.tail(l) & kNoise) {
       layer.noise = a.noise.const_data_ptr<T>() + noise;
-      noise += problem.batch * layer.out_features;
+      noise += a.noise_elements(l);
     }
   }
   return problem;

@@ -22,6 +22,13 @@ struct Arguments {
   at::IntArrayRef tails = {};  // of kNoise and kSkip, for each layer; empty: none
 
   int64_t tail(size_t l) const { return tails.empty() ? 0 : tails[l]; }
+  int64_t noise_elements(size_t l) const {
+    return tail(l) & kNoise ? batch() * weights[l].size(0) : 0;
+  }
+  // The same network with another input, without noise.
+  Arguments with(const at::Tensor& other) const {
+    return {other, weights, biases, activations, slopes, {}, tails};
+  }
   int64_t batch() const { return c10::multiply_integers(input.sizes().slice(0, input.dim() - 1)); }
 };
 

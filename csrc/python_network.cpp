@@ -65,9 +65,8 @@ std::string Network::append(PyObject* weight_object, PyObject* bias_object,
 }
 
 Arguments Network::arguments(const at::Tensor& input) const {
-  Arguments all{input, at::TensorList(weights.data(), weights.size()), biases, activations, slopes};
-  all.tails = tails;
-  return all;
+  const at::TensorList list(weights.data(), weights.size());
+  return {input, list, biases, activations, slopes, {}, tails};
 }
 
 std::string read(PyObject* const* args, const at::Tensor& input, Network& network) {

@@ -366,7 +366,7 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   {
     const py::gil_scoped_release release;
     Arguments arguments = network.arguments(*input);
-    if (!network.tails.empty()) draw_noise(arguments, network.dropouts);
+    draw_noise(arguments, network.dropouts);
     result = train_step(arguments, target, loss, optimizer.updates(), max_grad_norm);
   }
   optimizer.finish(1);

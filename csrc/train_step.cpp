@@ -269,10 +269,8 @@ void run_all(const Arguments& arguments, at::ArrayRef<double> dropouts, const Ba
     } else {
       at::index_select_out(input, batches.inputs, 0, index);
     }
-    Arguments batch{input, arguments.weights, arguments.biases, arguments.activations,
-                    arguments.slopes};
-    batch.tails = arguments.tails;
-    if (!batch.tails.empty()) draw_noise(batch, dropouts);
+    Arguments batch = arguments.with(input);
+    draw_noise(batch, dropouts);
     check(batch);
     const StepResult result = run<T>(batch, batches.targets.index_select(0, index), options,
                                      updates, max_grad_norm, threads, keep);

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmlp import FusedMLP, TrainStep
 from fastmlp._faults import Fault, require
 from fastmlp._files import check_writable, write_whole
 from fastmlp.data import ImageDataset
@@ -50,6 +51,16 @@ def tensors(dataset: ImageDataset) -> tuple[Tensor, Tensor]:
 def linear_layers(model: nn.Sequential) -> list[nn.Linear]:
     """The layers with weights, in order."""
     return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
+def approximate(model: FusedMLP, x: Tensor, y: Tensor, rate: float, steps: int) -> None:
+    """Least squares by full-batch Adam with a rate that falls to 0."""
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    step = TrainStep(model, nn.MSELoss(), optimizer)
+    for _ in range(steps):
+        step(x, y)
+        scheduler.step()
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import math
 from statistics import median
 
 import torch
-from _common import BLUE, figure, linear_layers, parse, parser
+from _common import BLUE, approximate, figure, linear_layers, parse, parser
 from torch import Tensor, nn
 
-from fastmlp import FusedMLP, TrainStep
+from fastmlp import FusedMLP
 
 WIDTHS = (1, 2, 3, 5, 10, 20, 50)
 SHOWN = (1, 2, 3, 10)
@@ -33,12 +33,7 @@ def train(units: int, x: Tensor, y: Tensor, steps: int) -> FusedMLP:
         first.weight[:] = 2 * units * torch.sign(torch.randn(units, 1))
         first.bias[:] = -first.weight[:, 0] * centres
         nn.init.zeros_(last.weight)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    step = TrainStep(model, nn.MSELoss(), optimizer)
-    for _ in range(steps):
-        step(x, y)
-        scheduler.step()
+    approximate(model, x, y, 0.03, steps)
     return model
 
 

@@ -14,10 +14,10 @@ numbers. It says which networks there are, not that gradient descent finds them.
 from statistics import median
 
 import torch
-from _common import BLUE, RED, figure, linear_layers, parse, parser
+from _common import BLUE, RED, approximate, figure, linear_layers, parse, parser
 from torch import Tensor, nn
 
-from fastmlp import FusedMLP, TrainStep
+from fastmlp import FusedMLP
 
 
 def train(sizes: list[int], x: Tensor, y: Tensor, steps: int) -> float:
@@ -26,12 +26,7 @@ def train(sizes: list[int], x: Tensor, y: Tensor, steps: int) -> float:
     for layer in linear_layers(model):
         nn.init.kaiming_normal_(layer.weight)
         nn.init.uniform_(layer.bias, -0.5, 0.5)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    step = TrainStep(model, nn.MSELoss(), optimizer)
-    for _ in range(steps):
-        step(x, y)
-        scheduler.step()
+    approximate(model, x, y, 0.01, steps)
     with torch.no_grad():
         return float((model(x) - y).square().mean().sqrt())
 

@@ -13,6 +13,11 @@ class BuildInfo(TypedDict):
     openmp: bool
 
 ACTIVATIONS: tuple[str, ...]
+# csrc/cpu/resample.h and augment.h
+MOST_PIXELS: int
+MOST_NOISE: float
+NOISE_VARIANCE: float
+MOST_HALF: int
 
 def run(
     input: Tensor,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from layouts import LAYOUTS, Layout
 from reference import ACTIVATIONS
 from test_dropout import assert_as_plain, hooked, with_its_own_forward
+from test_modules import through_pickle, through_save
 from test_numerics import POISONS, kinds
 from test_sparse_training import SIZES as SPARSE_SIZES
 from test_sparse_training import SparseTwins
@@ -268,17 +267,6 @@ def test_a_lost_unit_keeps_its_input(isa: str, dtype: torch.dtype) -> None:
 
 
 # Copies and conversions ---------------------------------------------------------------------------
-
-
-def through_pickle(model: FusedMLP) -> FusedMLP:
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_save(model: FusedMLP) -> FusedMLP:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_save])

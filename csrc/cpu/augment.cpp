@@ -6,6 +6,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/matrix.h"
 #include "cpu/record.h"
 #include "cpu/resample.h"
 #include "cpu/target.h"
@@ -19,8 +20,6 @@ namespace {
 // Pixels that are worth a thread: some ten microseconds.
 constexpr int64_t kPixelsPerThread = 8000;
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 // A member's scratch.
 class Workspace {
  public:
@@ -32,7 +31,8 @@ class Workspace {
         words_(framed_),
         wide_(pixels_) {
     if (!elastic.rows) return;
-    noise_.resize(round_up(2 * elastic.row_rank * elastic.column_rank, 4 * kNoiseRun));
+    constexpr int64_t kRun = 4 * kNoiseRun;
+    noise_.resize(divide_up(2 * elastic.row_rank * elastic.column_rank, kRun) * kRun);
     half_.resize(images.height * 2 * elastic.column_rank);
     shifts_.resize(2 * pixels_);
   }
@@ -103,16 +103,17 @@ Affine fixed_point(const Images& images, double ax, double bx, double cx, double
   return {place(cx), step(bx), place(cy), step(by), right(ax), right(ay)};
 }
 
-// c[rows, n] = a · b over a depth of k, contiguous but for a's rows.
+// c[rows, n] = a · b over a depth of k, contiguous but for a's rows. The tiles of Product, which is
+// for large matrices: of an image's, planning would take longer than computing.
 void multiply(const Kernels<float>& kernels, int64_t rows, int64_t k, int64_t n, const float* a,
               int64_t a_stride, const float* b, float* c) {
-  const int64_t tiles = (rows + kernels.tall.rows - 1) / kernels.tall.rows;
+  const EvenParts tiles(rows, divide_up(rows, kernels.tall.rows));
   const int64_t columns = kernels.tall.vectors * kernels.width;
   for (int64_t j = 0; j < n; j += columns) {
     const int64_t part = std::min(columns, n - j);
-    const int64_t vectors = (part + kernels.width - 1) / kernels.width;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t begin = rows * tile / tiles, end = rows * (tile + 1) / tiles;
+    const int64_t vectors = divide_up(part, kernels.width);
+    for (int64_t tile = 0; tile < tiles.count(); ++tile) {
+      const int64_t begin = tiles.begin(tile), end = tiles.begin(tile + 1);
       kernels.gemm[end - begin][vectors](k, nullptr, a + begin * a_stride, a_stride, 1, b + j, n,
                                          c + begin * n + j, n, part, false, 1);
     }

@@ -29,3 +29,4 @@
 // 8×3 vectors lives on the stack and runs at less than half the speed (76 instead of 178 GFLOP/s).
 #define FASTMLP_UNROLL FASTMLP_PRAGMA(GCC unroll 32)
 #define FASTMLP_INLINE inline __attribute__((always_inline))
+#define FASTMLP_INLINED __attribute__((always_inline))  // of a lambda, after its parameters

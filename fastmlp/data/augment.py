@@ -19,11 +19,6 @@ from fastmlp._ops import _C
 
 # A field's part of less than this, of its greatest part, is left out: a millionth of the variance.
 _CUT = 1e-3
-# Of the kernel's noise, which is the sum of four random bytes less its mean.
-_NOISE_VARIANCE = 4 * (256**2 - 1) / 12
-_MOST_NOISE = 510
-
-_MOST_PIXELS = 4096  # of a side
 
 
 def deskew(images: Tensor) -> Tensor:
@@ -143,9 +138,9 @@ def _stack(images: Tensor, name: str) -> Tensor:
             f"{name}: expected images [n, H, W], [n, 1, H, W] or [H, W], got {list(images.shape)}"
         )
     height, width = images.shape[-2:]
-    if not (1 <= height <= _MOST_PIXELS and 1 <= width <= _MOST_PIXELS):
+    if not (1 <= height <= _C.MOST_PIXELS and 1 <= width <= _C.MOST_PIXELS):
         raise ValueError(
-            f"{name}: expected images of 1×1 to {_MOST_PIXELS}×{_MOST_PIXELS} pixels, "
+            f"{name}: expected images of 1×1 to {_C.MOST_PIXELS}×{_C.MOST_PIXELS} pixels, "
             f"got {height}×{width}"
         )
     return images.reshape(-1, height, width).contiguous()
@@ -156,11 +151,13 @@ def _elastic(height: int, width: int, sigma: float) -> tuple[Tensor, Tensor, flo
     """What the kernel makes fields of: rows `[H, r]`, columns `[s, W]`, unit in pixels.
 
     A field is alpha · unit · rows · noise · columns. It is rounded between the two products, where
-    it is divided by 2^12, and nowhere else: the factors hold whole numbers, no sum exceeds 2^24.
+    it is divided by 2^24 / MOST_HALF, and nowhere else: the factors hold whole numbers, and no sum
+    exceeds 2^24.
     """
-    rows, row_bits = _whole(_factor(height, sigma), 2**24 / _MOST_NOISE)
-    columns, column_bits = _whole(_factor(width, sigma), 2**24 / 2**12)
-    unit = 2.0 ** (12 - row_bits - column_bits) / math.sqrt(3 * _NOISE_VARIANCE)
+    rows, row_bits = _whole(_factor(height, sigma), 2**24 / _C.MOST_NOISE)
+    columns, column_bits = _whole(_factor(width, sigma), 2**24 / _C.MOST_HALF)
+    unit = 2.0 ** (24 - row_bits - column_bits) / _C.MOST_HALF
+    unit /= math.sqrt(3 * _C.NOISE_VARIANCE)
     return rows.float(), columns.t().contiguous().float(), unit
 
 
