@@ -6,8 +6,11 @@ namespace fastmlp {
 
 Span span(const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.numel() == 0) return {};
-  int64_t elements = 1;
-  for (int64_t d = 0; d < tensor.dim(); ++d) elements += (tensor.size(d) - 1) * tensor.stride(d);
+  int64_t elements = tensor.numel();
+  if (!tensor.is_contiguous()) {
+    elements = 1;
+    for (int64_t d = 0; d < tensor.dim(); ++d) elements += (tensor.size(d) - 1) * tensor.stride(d);
+  }
   const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
   return {begin, begin + elements * tensor.element_size()};
 }

@@ -262,16 +262,19 @@ class Optimizer {
     Pending pending = state_of(object);
     PyObject* const dict = pending.state.ptr();
     const bool empty = PyDict_Size(dict) == 0;
-    const c10::InferenceMode off(false);
-    // As torch.optim makes it.
-    const bool wide = !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
-    const at::Tensor step =
-        empty ? pending.add(keys().step,
-                            at::zeros({}, at::TensorOptions(wide ? at::kDouble : at::kFloat)))
-              : tensor(dict, keys().step);
-    const auto moment = [&](const Key& key) {
-      return empty ? pending.add(key, at::zeros_like(parameter)) : tensor(dict, key);
+    // As torch.optim makes them.
+    const auto entry = [&](const Key& key, const auto& make) {
+      if (!empty) return tensor(dict, key);
+      const c10::InferenceMode off(false);
+      return pending.add(key, make());
     };
+    const auto moment = [&](const Key& key) {
+      return entry(key, [&] { return at::zeros_like(parameter); });
+    };
+    const at::Tensor step = entry(keys().step, [&] {
+      const bool wide = !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
+      return at::zeros({}, at::TensorOptions(wide ? at::kDouble : at::kFloat));
+    });
     TORCH_CHECK(step.numel() == 1 && step.device().is_cpu() && step.layout() == at::kStrided &&
                     !step.is_neg() && !step._is_zerotensor() &&
                     (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),

@@ -133,9 +133,9 @@ Spans parameter_memory(const Arguments& arguments, const std::vector<ParameterUp
   c10::SmallVector<bool, 32> trained(2 * layers, false);
   for (const ParameterUpdate& one : updates) {
     trained[one.operand] = true;
-    for (const at::Tensor& tensor :
-         {operand(arguments, one.operand), one.momentum, one.square, one.square_max, one.step})
-      spans.add(tensor, true);
+    for (const at::Tensor* tensor :
+         {&operand(arguments, one.operand), &one.momentum, &one.square, &one.square_max, &one.step})
+      spans.add(*tensor, true);
   }
   for (size_t i = 0; i < 2 * layers; ++i) {
     if (!trained[i] && (i < layers || arguments.biases[i - layers]))
