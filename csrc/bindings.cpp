@@ -17,6 +17,8 @@
 #include "augment.h"
 #include "cpu/augment.h"
 #include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/matrix.h"
 #include "cpu/network.h"
 #include "cpu/record.h"
 #include "cpu/resample.h"
@@ -108,6 +110,18 @@ PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// Of the instruction set in use: what the forms of products are chosen by.
+template <typename T>
+py::dict tiles() {
+  const cpu::Kernels<T>& kernels = cpu::active_kernels<T>();
+  py::dict shapes;
+  shapes["width"] = kernels.width;
+  shapes["tall"] = py::make_tuple(kernels.tall.rows, kernels.tall.vectors);
+  shapes["wide"] = py::make_tuple(kernels.wide.rows, kernels.wide.vectors);
+  shapes["dot_rows"] = kernels.dot_rows;
+  return shapes;
+}
+
 PyMethodDef kMethods[] = {
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run)), METH_FASTCALL, nullptr},
     {"why_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(why_plain)), METH_FASTCALL,
@@ -163,6 +177,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   };
   m.def("get_isa", [=] { return as_runtime_error([] { return cpu::get_isa(); }); });
   m.def("set_isa", [=](const std::string& name) { as_runtime_error([&] { cpu::set_isa(name); }); });
+  m.def("second_level_cache_bytes",
+        [=] { return as_runtime_error([] { return cpu::second_level_cache_bytes(); }); });
+  m.def("set_second_level_cache_bytes", cpu::set_second_level_cache_bytes);
+  m.def("tiles", [](const std::string& dtype) {
+    return dtype == "float32" ? tiles<float>() : tiles<double>();
+  });
   m.def("deskew", deskew, py::call_guard<py::gil_scoped_release>());
   m.def("distort", distort, py::call_guard<py::gil_scoped_release>());
   m.def("cached_bytes", cached_bytes);

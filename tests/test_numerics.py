@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from fastmlp import _C
 
-AT_MOST = 1.5  # times torch's own error
-AT_MOST_OF_ORDERS = 2  # times torch's greatest error over so many orders of its terms:
-ORDERS = 8
+# What the bounds of reference.py allow is proven; beside it, our errors are those of a good BLAS
+# library. Which order it adds in is its own affair, and differs between processors: no single
+# result may have more than twice its error, and all of a sweep no more in the geometric mean.
+AT_MOST, AT_MOST_IN_THE_MEAN = 2, 1.05
+ORDERS = 8  # in which torch's terms are added where its own error hangs on that
 
 SHAPES = [
     (1, [64, 64, 4]),
@@ -61,21 +64,23 @@ def shuffled(problem: Problem) -> Network:
 
 
 class Sweep:
-    """Errors of ours and torch's, gathered by instruction set, kind of input and result."""
+    """The ratios of our errors to torch's, by instruction set."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.least = torch.finfo(dtype).eps / 16  # of a norm: less is luck
-        self.logs: dict[tuple[str, ...], list[float]] = {}
+        self.logs: dict[str, list[float]] = {}
 
-    def add(self, problem: Problem, kind: str, what: str) -> None:
+    def add(self, problem: Problem, what: str) -> None:
         expected = problem.exact()
 
         def errors(results: Results[Tensor]) -> dict[str, float]:
             named = expected.named()
             return {k: max(error(t, named[k]), self.least) for k, t in results.named().items()}
 
-        theirs = errors(problem.eager())
-        orders = [theirs, *(errors(problem.run(shuffled(problem))) for _ in range(ORDERS - 1))]
+        # Where a few numbers govern a result (sums near 0 among large ones, through layer after
+        # layer) torch's own error varies tenfold with the order of its terms.
+        orders = [errors(problem.eager())]
+        orders += [errors(problem.run(shuffled(problem))) for _ in range(ORDERS - 1)]
         # All of a result hangs on as few independent roundings as its narrowest layer has sums. All
         # rows share those of a background.
         rows = 1 if problem.background != 0 else problem.x.shape[0]
@@ -83,30 +88,23 @@ class Sweep:
         for isa in _C.available_isas():
             with forced(isa):
                 ours = problem.run(mlp(problem))
-            assert_all_within(ours, expected, f"{isa}: {what} {kind}")
+            assert_all_within(ours, expected, f"{isa}: {what}")
             for name, off in errors(ours).items():
-                # With FMA we round nearly everything as torch does. Without, all roundings differ,
-                # and where a few numbers govern a result (sums near 0 among large ones, through
-                # layer after layer) torch's own error varies tenfold with the order of its terms.
-                allowed = (
-                    AT_MOST_OF_ORDERS * max(one[name] for one in orders)
-                    if isa == "generic"
-                    else AT_MOST * theirs[name]
-                )
+                theirs = [one[name] for one in orders]
                 if min(independent, ours.named()[name].numel()) >= 2000:
-                    assert off <= allowed, (
-                        f"{isa}: {name} of {what}, {kind}: {off / theirs[name]:.2f}× torch's"
+                    assert off <= AT_MOST * max(theirs), (
+                        f"{isa}: {name} of {what}: {off / max(theirs):.2f}× torch's"
                     )
-                key = (isa, kind, name.rstrip("0123456789"))
-                self.logs.setdefault(key, []).append(math.log(off / theirs[name]))
+                typical = math.exp(sum(map(math.log, theirs)) / len(theirs))
+                self.logs.setdefault(isa, []).append(math.log(off / typical))
 
     def check(self) -> None:
-        """The geometric mean of the ratios, less two standard errors, of each kind and result."""
-        for key, logs in self.logs.items():
+        """The geometric mean of the ratios, less two standard errors: as far as it is no chance."""
+        for isa, logs in self.logs.items():
             values = torch.tensor(logs, dtype=torch.float64)
             mean, deviation = float(values.mean()), float(values.std())
             least = math.exp(mean - 2 * deviation / math.sqrt(len(logs)))
-            assert least <= AT_MOST, f"{key}: {math.exp(mean):.2f} times torch's error"
+            assert least <= AT_MOST_IN_THE_MEAN, f"{isa}: {math.exp(mean):.2f} times torch's error"
 
 
 @pytest.fixture
@@ -121,12 +119,12 @@ def test_error_beside_torchs(hidden: str) -> None:
     """Each result of each input, norm-wise; and each number inside of its bound.
 
     Few numbers may be right, ours or torch's, by luck: of small results it is the mean over the
-    sweep that counts, for each kind of input and result by itself, as far as it is no chance.
+    sweep that counts.
     """
     sweep = Sweep(torch.float32)
     for batch, sizes in SHAPES:
         for kind, problem in conditions(Problem.random(batch, sizes, hidden=hidden)):
-            sweep.add(problem, kind, f"{batch} {sizes}")
+            sweep.add(problem, f"{batch} {sizes}, {kind}")
     sweep.check()
 
 
@@ -138,31 +136,35 @@ def test_double_error_beside_torchs(hidden: str) -> None:
     for batch, sizes in 3 * shapes:
         plain = Problem.random(batch, sizes, torch.float64, hidden=hidden)
         for kind, problem in conditions(plain):
-            sweep.add(problem, kind, f"{batch} {sizes}")
+            sweep.add(problem, f"{batch} {sizes}, {kind}")
     sweep.check()
 
 
-@pytest.mark.parametrize("long", [300, 512, 1000, 4096])
-@pytest.mark.parametrize("place", range(3), ids=["batch", "in", "out"])
-def test_long_sums(isa: str, long: int, place: int) -> None:
+@pytest.mark.usefixtures("_one_thread")
+def test_long_sums(isa: str) -> None:
     """Where errors pile up: many terms of one sign, in dW and db, in forward, in dx."""
-    batch, features, outputs = (long if i == place else 60 for i in range(3))
-    ours, theirs = {}, {}
-    problem = Problem.random(batch, [features, outputs])
-    problem = replace(
-        problem,
-        x=problem.x.abs(),
-        weights=[w.abs() for w in problem.weights],
-        grad_output=problem.grad_output.abs(),
-    )
-    expected = problem.exact().named()
-    actual, torchs = problem.run(mlp(problem)).named(), problem.eager().named()
-    for name, exact in expected.items():
-        ours[name], theirs[name] = error(actual[name], exact), error(torchs[name], exact)
-    for name, off in ours.items():
-        # A sum that torch, too, gets nearly exactly says nothing: half an ulp is free.
-        allowed = max(AT_MOST * theirs[name], torch.finfo(torch.float32).eps / 2)
-        assert off <= allowed, f"{name}: {off:.2e} and torch {theirs[name]:.2e}"
+    # A sum that torch, too, gets nearly exactly says nothing: half an ulp is free.
+    least = torch.finfo(torch.float32).eps / 4
+    logs = []
+    for long, place in itertools.product((300, 512, 784, 1000, 4096), range(3)):
+        batch, features, outputs = (long if i == place else 60 for i in range(3))
+        problem = Problem.random(batch, [features, outputs])
+        problem = replace(
+            problem,
+            x=problem.x.abs(),
+            weights=[w.abs() for w in problem.weights],
+            grad_output=problem.grad_output.abs(),
+        )
+        expected, torchs = problem.exact(), problem.eager().named()
+        ours = problem.run(mlp(problem))
+        assert_all_within(ours, expected, f"{long} terms")
+        for name, exact in expected.named().items():
+            off, theirs = error(ours.named()[name], exact), error(torchs[name], exact)
+            ratio = max(off, least) / max(theirs, least)
+            assert ratio <= AT_MOST, f"{name} of {long} terms: {off:.2e} and torch {theirs:.2e}"
+            logs.append(math.log(ratio))
+    mean = math.exp(sum(logs) / len(logs))
+    assert mean <= AT_MOST_IN_THE_MEAN, f"{mean:.2f} times torch's error"
 
 
 # NaN and inf

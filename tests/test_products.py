@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from fused import forced, mlp
 from layouts import contiguous, offset, padded, strided, transposed
+from processes import output, run
 from reference import ACTIVATIONS, Problem, assert_all_within
 from test_numerics import POISONS, kinds, places
 
@@ -76,36 +78,115 @@ def test_edges(dtype: torch.dtype, batch: int) -> None:
         check(laid_out(problem, BATCHES.index(batch) + i), f"{batch}×{m}→{n}")
 
 
-# Sizes well inside of the range of one form, and sizes for which two work together.
+# Of a layer: rows, in_features, out_features. Inside of the range of one form, at its edges, and
+# where two work together.
 FORMS = [
-    (1, 784, 300, {"dot"}),
-    (1, 64, 4, {"dot"}),
-    (2, 300, 30, {"dot"}),
-    (4, 1025, 17, {"dot"}),
-    (32, 384, 300, {"turned"}),
-    (64, 385, 300, {"turned"}),
-    (65, 385, 300, {"turned", "dot"}),
-    (33, 1025, 300, {"turned", "dot"}),
-    (300, 40, 300, {"gemm"}),
-    (257, 64, 16, {"gemm"}),
-    (64, 300, 1, {"dot"}),  # a column, computed as a row
-    (257, 64, 1, {"dot"}),
-    (2000, 7, 1, {"dot"}),
+    (1, 784, 300),
+    (1, 64, 4),
+    (2, 300, 30),
+    (4, 1025, 17),
+    (32, 384, 300),
+    (64, 385, 300),
+    (65, 385, 300),
+    (33, 1025, 300),
+    (300, 40, 300),
+    (257, 64, 16),
+    (64, 300, 1),
+    (257, 64, 1),
+    (2000, 7, 1),
 ]
+CACHES = [256 << 10, 512 << 10, 1 << 20, 2 << 20]  # of a core, as processors have them
 
 
-@pytest.mark.parametrize(("batch", "m", "n", "expected"), FORMS)
+def expected_forms(batch: int, m: int, n: int, dtype: torch.dtype) -> set[str]:
+    """Of forward, with the instruction set and the cache that are set.
+
+    Few rows, or a depth that makes transposing the weight dear, take dot products; where whole
+    vectors of rows are turned, and half the cache holds them, that is faster still, but for rows
+    beyond them that a tile of dot products holds; everything else is tiled. The constants are
+    narrow_product.h's.
+    """
+    tiles = _C.tiles(str(dtype).removeprefix("torch."))
+    width = tiles["width"]
+    if n == 1:
+        return {"dot"}  # a column is computed as a row
+    turned = batch - batch % width if batch % width <= tiles["dot_rows"] else batch
+    vectors = -(-turned // width)
+    turning = (
+        batch >= width
+        and batch * m * dtype.itemsize <= _C.second_level_cache_bytes() / 2
+        and not (12 * batch >= m and batch * (n + 2 * m) >= n * m)
+        and vectors * width / 0.83 + (batch - turned) / 0.5 + 2 < batch / 0.68
+    )
+    if turning:
+        return {"turned", "dot"} if turned < batch else {"turned"}
+    return {"dot"} if batch <= tiles["wide"][0] or 12 * batch < m else {"gemm"}
+
+
+@pytest.fixture(params=CACHES, ids=lambda size: f"{size >> 10}K")
+def cache(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A second-level cache of this size, whatever the machine's."""
+    _C.set_second_level_cache_bytes(request.param)
+    yield request.param
+    _C.set_second_level_cache_bytes(0)
+
+
+@pytest.mark.parametrize(("batch", "m", "n"), FORMS)
 def test_forms(
-    isa: str, dtype: torch.dtype, batch: int, m: int, n: int, expected: set[str]
+    isa: str, dtype: torch.dtype, cache: int, threads: int, batch: int, m: int, n: int
 ) -> None:
     """Forward takes those that its sizes ask for; backward never reads Wᵀ, and needs but one."""
     problem = Problem.random(batch, [m, n], dtype)
     x, weight = problem.x.requires_grad_(), problem.weights[0]
-    y = functional.linear(x, weight)
-    assert forms() == expected
-    _C.record_kernels(True)  # from the start
-    y.backward(problem.grad_output)
-    assert forms() == {"gemm"}
+    for count in (1, 2, 8):
+        torch.set_num_threads(count)
+        _C.record_kernels(True)  # from the start
+        y = functional.linear(x, weight)
+        assert forms() == expected_forms(batch, m, n, dtype)
+        _C.record_kernels(True)
+        y.backward(problem.grad_output)
+        assert forms() == {"gemm"}
+
+
+def test_a_rule_that_is_known(isa: str) -> None:
+    """What expected_forms() says of sizes for which there is no choice."""
+    for batch, m, n, form in ((1, 784, 300, "dot"), (300, 40, 300, "gemm"), (2000, 7, 1, "dot")):
+        assert expected_forms(batch, m, n, torch.float32) == {form}
+    functional.linear(torch.randn(5, 64), torch.randn(3, 64))
+
+
+# Several blocks of rows and of depth, panels packed once for all, dW written along its rows: what
+# depends on the size of the cache.
+CACHED = [(33, 1025, 300), (64, 385, 300), (300, 500, 130), (1100, 400, 200), (8, 701, 200)]
+
+
+@pytest.mark.parametrize(("batch", "m", "n"), CACHED)
+def test_right_with_any_cache(
+    cache: int, dtype: torch.dtype, threads: int, batch: int, m: int, n: int
+) -> None:
+    problem = Problem.random(batch, [m, n], dtype, output="relu")
+    expected = problem.exact()
+    for isa in ISAS:
+        first = None
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            with forced(isa):
+                actual = problem.run(mlp(problem))
+            first = first or actual
+            for name, tensor in actual.named().items():
+                assert torch.equal(tensor, first.named()[name]), f"{isa}: {name}, {count} threads"
+        assert first is not None
+        assert_all_within(first, expected, f"{isa}: {cache} bytes")
+
+
+def test_the_environment_sets_the_cache() -> None:
+    program = "from fastmlp import _C; print(_C.second_level_cache_bytes())"
+    assert output(program, FASTMLP_L2_BYTES="262144").split() == ["262144"]
+    own = int(output(program, FASTMLP_L2_BYTES=None))
+    assert own >= 64 << 10
+    assert output(program, FASTMLP_L2_BYTES="").split() == [str(own)]
+    wrong = run(program, FASTMLP_L2_BYTES="1 MiB")
+    assert "FASTMLP_L2_BYTES: expected a number of bytes, got '1 MiB'" in wrong.stderr
 
 
 def test_forms_of_the_edges(isa: str, dtype: torch.dtype) -> None:
@@ -220,7 +301,7 @@ def test_one_poisoned_number(batch: int, sizes: list[int]) -> None:
 # Threads
 
 DIVIDED = [
-    *((batch, [m, n]) for batch, m, n, _ in FORMS),
+    *((batch, [m, n]) for batch, m, n in FORMS),
     (16, [1025, 300, 16]),
     (50, [784, 300, 10]),
     (97, [769, 300, 1]),
@@ -250,8 +331,8 @@ def test_bits_do_not_depend_on_threads(
 
 def test_rows_do_not_depend_on_their_place(isa: str, dtype: torch.dtype) -> None:
     """Equal rows of the input give equal rows of the output where one form holds them all."""
-    for batch, m, n, expected in FORMS:
-        if len(expected) > 1:
+    for batch, m, n in FORMS:
+        if len(expected_forms(batch, m, n, dtype)) > 1:
             continue
         x, weight = torch.randn(m, dtype=dtype), torch.randn(n, m, dtype=dtype) / math.sqrt(m)
         y = functional.linear(x.expand(batch, m), weight, None, "tanh")

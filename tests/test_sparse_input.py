@@ -521,7 +521,7 @@ def test_error_beside_torchs(dtype: torch.dtype, value: float) -> None:
         shapes = [(100, [100, 97, 10]), (60, [200, 113])]
     for (batch, sizes), density, hidden in product(shapes, (0.02, 0.15), ("relu", "tanh")):
         problem = sparse_problem(batch, sizes, dtype, density, value, hidden=hidden)
-        sweep.add(problem, f"{value}", f"{batch} {sizes} {density}")
+        sweep.add(problem, f"{batch} {sizes} {density}, {value}")
     sweep.check()
 
 

@@ -4,10 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
-
 namespace fastmlp::cpu {
 
 template <typename T>
@@ -21,15 +17,12 @@ struct Matrix {
   }
 };
 
-// Of one core, where the system tells; else half a megabyte, which nearly every processor of the
-// last decade has.
-inline int64_t second_level_cache_bytes() {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (bytes > 0) return bytes;
-#endif
-  return 512 << 10;
-}
+// Bytes of one core's second-level cache, by which forms and blocks of products are chosen: what
+// FASTMLP_L2_BYTES says, what the system tells, or half a megabyte, which nearly every processor of
+// the last decade has. Throws std::invalid_argument where the variable holds no such number.
+int64_t second_level_cache_bytes();
+// For the products that are planned after it; 0: as at the start.
+void set_second_level_cache_bytes(int64_t bytes);
 
 // 0 … total cut into `parts` runs that differ by one at most: 50 rows are 7 tiles of 7 or 8, not 6
 // of 8 and one of 2.
@@ -55,10 +48,15 @@ class EvenParts {
           longer_ = 0;  // `longer_` runs hold one more than size_
 };
 
-// Longer sums are added up in blocks of at most so many terms: a tile's rows of a fill a quarter of
-// the first-level cache, and the error of one long chain of additions stays as small as that of the
-// BLAS libraries.
+// Products are formed over blocks of so many terms of their sums at most: a tile's rows of a fill a
+// quarter of the first-level cache.
 inline constexpr int64_t kTileDepth = 384;
+
+// Terms that are added up one after the other, at most. The error of a chain grows with its length,
+// and BLAS libraries cut theirs at 128 to 384: one of 300 had twice the error of theirs. Between
+// two chains a tile of c is written and read, which takes 1 to 3 % of a product. (Both in one call
+// of the kernel cost as much, as its loops ran short of registers.)
+inline constexpr int64_t kChain = 192;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -32,7 +32,7 @@ class NarrowProduct {
     panels_ = EvenParts(vectors, divide_up(vectors, kernels.tall.vectors));
     dot_columns_ = m == 1 ? kernels.row_columns : kernels.dot_columns;
     features_ = EvenParts(n, divide_up(n, turned_ ? kernels.tall.rows : dot_columns_));
-    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kTileDepth)));
+    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kChain)));
     dot_depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kDotDepth)));
     rows_ = EvenParts(m - turned_, divide_up(m - turned_, kernels.dot_rows));
   }

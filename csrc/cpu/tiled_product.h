@@ -27,10 +27,14 @@ class TiledProduct {
     const int64_t vectors = divide_up(n, kernels.width);
     columns_ = EvenParts(vectors, divide_up(vectors, tile_.vectors));
     rows_ = EvenParts(m, divide_up(m, tile_.rows));
+    const int64_t cache = second_level_cache_bytes();
+    // As many rows of a as fill half of the second-level cache over one depth (128 rows instead of
+    // 512 lost 8 %).
+    const int64_t row_bytes = kTileDepth * static_cast<int64_t>(sizeof(T));
+    block_tiles_ = std::max<int64_t>(1, cache / 2 / row_bytes / tile_.rows);
     // A large c of small depth takes its time to be written to memory. Its rows are pages of their
     // own, so it is written along them: 0.41 ms instead of 0.66 for 2048 × 2048 of depth 3.
-    by_rows_ = b.col_stride == 1 && k <= 16 &&
-               m * n * static_cast<int64_t>(sizeof(T)) > second_level_cache_bytes() / 2;
+    by_rows_ = b.col_stride == 1 && k <= 16 && m * n * static_cast<int64_t>(sizeof(T)) > cache / 2;
     // b has to be transposed, or its rows lie so far apart that each is a page of its own, and
     // enough tiles reuse it. Rows at multiples of 2 KiB compete for the same places of the caches
     // as well, which makes two tiles enough: 2.0 → 1.2 ms for 17 × 2048 × 2048.
@@ -64,7 +68,7 @@ class TiledProduct {
     // shares. So it does where one would do but its rows are many: a division of the columns goes
     // through a cache line of every row of c where those are no whole number of lines, and two
     // cores writing to one line took 19 µs instead of 8 for 300 × 300 of depth 8.
-    int64_t count = divide_up(rows_.count(), block_tiles());
+    int64_t count = divide_up(rows_.count(), block_tiles_);
     const bool few_panels = columns_.count() < 4 * member.count;  // and these not all of one width
     if (count > 1 || (b_.col_stride == 1 && m_ >= 64 * member.count) ||
         (few_panels && rows_.count() >= 4 * member.count))
@@ -165,7 +169,7 @@ class TiledProduct {
   }
 
   // Where several blocks of rows use the panels of b, they are packed once, by all for all.
-  bool share_panels() const { return pack_panels_ && rows_.count() > block_tiles(); }
+  bool share_panels() const { return pack_panels_ && rows_.count() > block_tiles_; }
   int64_t shared_part_elements() const { return column(columns_.count()) * kTileDepth; }
 
   void pack_shared(T* panels, int64_t part, Member member) const {
@@ -185,14 +189,8 @@ class TiledProduct {
     return static_cast<int64_t>(tile_.vectors) * kernels_->width * depth;
   }
 
-  // As many rows of a as fill half of the second-level cache over one depth (128 rows instead of
-  // 512 lost 8 %).
-  int64_t block_tiles() const {
-    const int64_t row_bytes = kTileDepth * static_cast<int64_t>(sizeof(T));
-    return std::max<int64_t>(1, second_level_cache_bytes() / 2 / row_bytes / tile_.rows);
-  }
   int64_t block_elements() const {
-    return std::min(block_tiles(), rows_.count()) * tile_.rows * kTileDepth;
+    return std::min(block_tiles_, rows_.count()) * tile_.rows * kTileDepth;
   }
 
   // Copying a block of rows of a, tile by tile, pays where enough panels reuse it and its rows or
@@ -244,12 +242,17 @@ class TiledProduct {
     }
   }
 
+  // In one chain where c is added to: each would round it anew.
   void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
                     bool accumulate) const {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
-    kernels_->gemm[rows][divide_up(columns, kernels_->width)](depth, nullptr, a.data, a.row_stride,
-                                                              a.col_stride, b.data, b.row_stride, c,
-                                                              n_, columns, accumulate, scale_);
+    const auto gemm = kernels_->gemm[rows][divide_up(columns, kernels_->width)];
+    const EvenParts chains(depth, add_ ? 1 : std::max<int64_t>(1, divide_up(depth, kChain)));
+    for (int64_t chain = 0; chain < chains.count(); ++chain) {
+      const int64_t k = chains.begin(chain);
+      gemm(chains.begin(chain + 1) - k, nullptr, a.at(0, k).data, a.row_stride, a.col_stride,
+           b.at(k, 0).data, b.row_stride, c, n_, columns, accumulate || chain > 0, scale_);
+    }
   }
 
   const Kernels<T>* kernels_ = nullptr;
@@ -259,6 +262,7 @@ class TiledProduct {
   bool add_ = false;
   T scale_ = 1;
   int64_t group_ = 1;
+  int64_t block_tiles_ = 1;  // tiles of rows in a block
   bool by_rows_ = false, pack_panels_ = false;
   TileShape tile_{};
   EvenParts rows_, columns_;  // tiles of rows; panels of columns, counted in vectors
