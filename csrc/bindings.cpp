@@ -1,12 +1,7 @@
 // The Python module: the call that FusedMLP makes, without torch.ops' boxing (4.5 µs a call), and
 // what tests and tools ask.
 #include <ATen/ATen.h>
-#include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
@@ -150,11 +145,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("MOST_HALF") = cpu::kMostHalf;
   m.def("know_modules",
         [](const py::handle& linear, const py::handle& dropout, const py::handle& residual,
-           const py::dict& activations, const py::list& global_hooks, const py::list& hooks) {
+           const py::handle& device_context, const py::dict& activations,
+           const py::list& global_hooks, const py::list& hooks) {
           Known names;  // holds its references for the life of the process
           names.linear = linear.inc_ref().ptr();
           names.dropout = dropout.inc_ref().ptr();
           names.residual = residual.inc_ref().ptr();
+          names.device_context = device_context.inc_ref().ptr();
           for (const auto& [type, code] : activations)
             names.activations.emplace_back(type.inc_ref().ptr(), code.cast<int64_t>());
           for (const auto& one : global_hooks) names.global_hooks.push_back(one.inc_ref().ptr());

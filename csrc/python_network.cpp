@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
@@ -16,12 +17,28 @@ namespace py = pybind11;
 
 namespace fastmlp {
 
+namespace {
+
+// Whether a mode is in force that might see or replace torch's functions. The one that stands for
+// `with torch.device(…)` and torch.set_default_device() only completes the calls that make tensors
+// of nothing, and there is none here.
+bool has_function_mode() {
+  for (int64_t i = 0; i < at::impl::PythonTorchFunctionTLS::stack_len(); ++i) {
+    PyObject* const mode =
+        at::impl::PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter());
+    if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != known().device_context) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 const char* mode_in_the_way() {
   if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
     return "a torch.func transform is active";
   }
   if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return "a TorchDispatchMode is active";
-  if (at::impl::PythonTorchFunctionTLS::stack_len() > 0) return "a TorchFunctionMode is active";
+  if (has_function_mode()) return "a TorchFunctionMode is active";
   if (at::autocast::is_autocast_enabled(at::kCPU)) return "autocast is enabled";
   if (torch::jit::tracer::isTracing()) return "torch.jit.trace is active";
   return nullptr;
@@ -172,7 +189,12 @@ class Reader {
     PyObject* const modules = PyDict_GetItemWithError(state, names_.modules);
     const size_t layer = network_.weights.size();
     stage_ = Stage::closed;
-    if (!modules || !PyDict_Check(modules) || !read(modules)) return false;
+    if (!modules || !PyDict_Check(modules)) return false;
+    // A block may hold itself.
+    if (Py_EnterRecursiveCall(" while reading the blocks of a FusedMLP") != 0) return false;
+    const bool fits = read(modules);
+    Py_LeaveRecursiveCall();
+    if (!fits) return false;
     if (network_.weights.size() != layer + 1) return false;
     const at::Tensor& weight = network_.weights[layer];
     const bool skips = !network_.tails.empty() && (network_.tails.back() & kSkip) &&

@@ -51,6 +51,7 @@ struct Known {
   PyObject* linear = nullptr;
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
+  PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
   std::vector<std::pair<PyObject*, int64_t>> activations;  // those without parameters
   std::vector<PyObject*> global_hooks;                     // dicts
   std::vector<PyObject*> hooks;                            // the names of a module's dicts of hooks

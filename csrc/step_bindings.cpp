@@ -201,6 +201,13 @@ class Optimizer {
       read(PyList_GET_ITEM(parameters, p), options, amsgrad, fused);
   }
 
+  // What runs when a gradient is accumulated: torch.nn.parallel.DistributedDataParallel's, which
+  // would add it to the other replicas'.
+  static bool has_accumulator_hook(const at::Tensor& parameter) {
+    const auto accumulator = torch::autograd::impl::try_get_grad_accumulator(parameter);
+    return accumulator && !(accumulator->pre_hooks().empty() && accumulator->post_hooks().empty());
+  }
+
   // Once there was a hook, autograd keeps a place for hooks even where none is left.
   static bool has_hook(PyObject* object, const at::Tensor& parameter) {
     if (torch::autograd::impl::hooks(parameter).empty() &&
@@ -231,6 +238,11 @@ class Optimizer {
     ParameterUpdate update;
     update.operand = operand(parameter);
     if (!parameter.requires_grad()) return;  // frozen: torch.optim passes it over
+    if (has_accumulator_hook(parameter))
+      refuse(
+          "a hook waits for the gradient of a parameter, as those of DistributedDataParallel do, "
+          "and would never run: replicas would drift apart. Use the model's own forward and "
+          "backward");
     if (has_hook(object, parameter))
       refuse(
           "a parameter has a hook, which there is no gradient for here. Use the model's own "
@@ -298,6 +310,19 @@ class Optimizer {
   std::vector<Pending> pending_;
 };
 
+// What an operand was computed from would have to be trained, too.
+const at::Tensor& without_gradient(PyObject* object, const char* name) {
+  if (!THPVariable_Check(object))
+    throw py::type_error(std::string("fastmlp.TrainStep: expected the ") + name +
+                         " to be a torch.Tensor, got " + Py_TYPE(object)->tp_name);
+  const at::Tensor& tensor = THPVariable_Unpack(object);
+  if (at::GradMode::is_enabled() && tensor.requires_grad())
+    refuse(std::string("the ") + name +
+           " requires a gradient, and would get none here. Pass its detach(), or use the model's "
+           "own forward and backward to train what it was computed from");
+  return tensor;
+}
+
 // kind, mean, ignore_index, label_smoothing, weight, pos_weight
 LossOptions read_loss(PyObject* description) {
   LossOptions loss;
@@ -306,9 +331,9 @@ LossOptions read_loss(PyObject* description) {
   loss.ignore_index = PyLong_AsLongLong(PyTuple_GET_ITEM(description, 2));
   loss.label_smoothing = number(PyTuple_GET_ITEM(description, 3));
   PyObject* weight = PyTuple_GET_ITEM(description, 4);
-  if (weight != Py_None) loss.weight = THPVariable_Unpack(weight);
+  if (weight != Py_None) loss.weight = without_gradient(weight, "loss's weight");
   PyObject* positive = PyTuple_GET_ITEM(description, 5);
-  if (positive != Py_None) loss.positive_weight = THPVariable_Unpack(positive);
+  if (positive != Py_None) loss.positive_weight = without_gradient(positive, "loss's pos_weight");
   if (PyErr_Occurred()) throw py::error_already_set();
   return loss;
 }
@@ -320,6 +345,7 @@ bool read_network(PyObject* object, PyObject* input_object, const at::Tensor*& i
   if (const char* reason = operand_in_the_way(input_object, input))
     refuse(std::string("the input is ") + reason);
   if (input->dim() == 0) refuse("the input has no dimensions");
+  without_gradient(input_object, "input");
   if (PyDict_Check(object)) {
     const bool found = recognise(object, *input, network);
     if (!found && PyErr_Occurred()) throw py::error_already_set();
@@ -338,13 +364,6 @@ void check_tuples(PyObject* loss, PyObject* optimizer) {
   if (!PyTuple_Check(loss) || PyTuple_GET_SIZE(loss) != 6 || !PyTuple_Check(optimizer) ||
       PyTuple_GET_SIZE(optimizer) != 4)
     throw py::type_error("expected the tuples of a loss and of an optimizer");
-}
-
-const at::Tensor& tensor_argument(PyObject* object, const char* name) {
-  if (!THPVariable_Check(object))
-    throw py::type_error(std::string("expected ") + name + " to be a torch.Tensor, got " +
-                         Py_TYPE(object)->tp_name);
-  return THPVariable_Unpack(object);
 }
 
 double norm_argument(PyObject* object) { return object == Py_None ? 0 : number(object); }
@@ -380,7 +399,7 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 6)
     throw py::type_error("expected (network, input, target, loss, optimizer, max_grad_norm)");
   check_tuples(args[3], args[4]);
-  const at::Tensor& target = tensor_argument(args[2], "the target");
+  const at::Tensor& target = without_gradient(args[2], "target");
   const at::Tensor* input = nullptr;
   Network network;
   if (!read_network(args[0], args[1], input, network)) Py_RETURN_NONE;
@@ -408,9 +427,9 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* buffer = nullptr;
   Network network;
   if (!read_network(args[0], args[1], buffer, network)) Py_RETURN_NONE;
-  const Batches batches{tensor_argument(args[2], "inputs"),
-                        tensor_argument(args[3], "targets"),
-                        tensor_argument(args[4], "order"),
+  const Batches batches{without_gradient(args[2], "inputs"),
+                        without_gradient(args[3], "targets"),
+                        without_gradient(args[4], "order"),
                         PyLong_AsLongLong(args[5]),
                         number(args[6]),
                         number(args[7]),

@@ -24,7 +24,7 @@ struct ParameterUpdate {
   size_t operand = 0;        // which of weights…, biases…
   Update<double> options{};  // the pointers and the number of elements are filled in by the step
   at::Tensor momentum, square, square_max;  // undefined where there are none
-  at::Tensor step;  // likewise; counted up by the caller
+  at::Tensor step;                          // likewise; counted up by the caller
 };
 
 struct StepResult {

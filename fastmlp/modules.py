@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
+from torch.utils._device import DeviceContext
 
 from fastmlp import functional
 from fastmlp._ops import _C
@@ -75,6 +76,7 @@ _C.know_modules(
     nn.Linear,
     nn.Dropout,
     Residual,
+    DeviceContext,
     {kind: functional._CODES[_NAMES[kind]] for kind in _NAMES if kind not in _WITH_PARAMETERS},
     list(_GLOBAL_HOOKS),
     list(MODULE_HOOKS),
