@@ -24,7 +24,7 @@ from image_files import (
     write_png_tree,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from fastmlp._faults import MissingExtra
 from fastmlp.data import (
@@ -41,6 +41,7 @@ from fastmlp.data import (
     download,
     download_mnist,
 )
+from fastmlp.data.images import has_own_items
 
 
 @pytest.fixture
@@ -200,6 +201,147 @@ def test_loader_gives_what_item_by_item_gives(
         assert torch.equal(images, wanted_images)
         assert labels.dtype == wanted_labels.dtype
         assert torch.equal(labels, wanted_labels)
+
+
+class OwnItems(ImageDataset):
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        image, label = super().__getitem__(index)
+        return 1 - image, label % 2
+
+
+class OwnItemsOfMnist(MNISTDataset):
+    def __init__(self, dir: Path) -> None:
+        super().__init__(dir)
+        self.names = {row: row % 3 for row in range(40)}  # which no tensor is a key of
+
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        return super().__getitem__(index)[0], self.names[index]
+
+
+class HalfAsLong(ImageDataset):
+    """Changes what items are made of, by what the base's __getitem__ asks."""
+
+    def __len__(self) -> int:
+        return len(self.labels) // 2
+
+
+class OtherTransform(ImageDataset):
+    def _batch_transform(self) -> Any:
+        return lambda image: -image[0].float()
+
+
+class ChosenByProperty(ImageDataset):
+    """Of each image it gives the next one: one after the other as well as at once."""
+
+    @property
+    def images(self) -> Tensor:
+        return self._images.roll(-1, 0)
+
+    @images.setter
+    def images(self, images: Tensor) -> None:
+        self._images = images
+
+
+class WithNames(ImageDataset):
+    """Overrides nothing that matters."""
+
+    def name(self, row: int) -> str:
+        return f"digit {self.labels[row]}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        (ImageDataset, False),
+        (WithNames, False),
+        (OwnItems, True),
+        (HalfAsLong, True),
+        (OtherTransform, True),
+        (ChosenByProperty, True),
+    ],
+)
+@pytest.mark.parametrize("function", [None, collate])
+def test_a_derived_class_s_items_are_what_a_loader_gives(
+    kind: type[ImageDataset], own: bool, function: Any
+) -> None:
+    data = kind(*random_images(40))
+    assert has_own_items(data) is own
+    assert not own or not isinstance(data.__getitems__([0]), Batch)
+    assert own or isinstance(data.__getitems__([0]), Batch)
+    for loader in (
+        DataLoader(data, 8, collate_fn=function),
+        DataLoader(Subset(data, range(8)), 8, collate_fn=function),
+        DataLoader(data, batch_sampler=[torch.arange(8)], collate_fn=function),
+    ):
+        got, labels = next(iter(loader))
+        wanted, wanted_labels = default_collate([data[row] for row in range(8)])
+        assert torch.equal(got, wanted)
+        assert torch.equal(labels, wanted_labels)
+
+
+def test_a_batch_sampler_s_tensors_reach_own_items_as_numbers(idx_folder: Path) -> None:
+    data = OwnItemsOfMnist(idx_folder)
+    rows = torch.tensor([4, 39, 0])
+    assert [label for _, label in data.__getitems__(rows)] == [1, 0, 0]
+
+
+def test_a_class_that_adds_to_batches_may_use_the_base_s() -> None:
+    class Darker(ImageDataset):
+        def __getitems__(self, indices: Any) -> Any:
+            batch = super().__getitems__(indices)
+            assert isinstance(batch, Batch)
+            return Batch(batch.images / 2, batch.labels)
+
+    data = Darker(*random_images(8))
+    assert has_own_items(data)
+    (got, _), *_ = data.__getitems__([0])
+    assert torch.equal(got, data[0][0] / 2)
+
+
+class Flat(ToTensor):
+    """Means one image: on a batch it would make one long row."""
+
+    def __call__(self, image: Any) -> Tensor:
+        return super().__call__(image).flatten()
+
+
+class FlatInBatches(Flat):
+    on_batches = True
+
+    def __call__(self, image: Any) -> Tensor:
+        return ToTensor.__call__(self, image).flatten(-3)
+
+
+class FlatAfterAll(Compose):
+    def __call__(self, image: Any) -> Any:
+        return super().__call__(image).flatten()
+
+
+class JustNamed(Compose):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("transform", "at_once"),
+    [
+        (Flat(), False),
+        (FlatInBatches(), True),
+        (Compose([Flat()]), False),
+        (Compose([Compose([ToTensor()]), Normalize([0.1], [0.3])]), True),
+        (FlatAfterAll([ToTensor()]), False),
+        (JustNamed([ToTensor()]), True),
+        (JustNamed([Flat()]), False),
+    ],
+)
+def test_an_inherited_on_batches_says_nothing_of_another_call(
+    transform: Any, at_once: bool
+) -> None:
+    data = ImageDataset(*random_images(8), transform)
+    batch = data.__getitems__([1, 5, 2])
+    assert isinstance(batch, Batch) is at_once
+    for row, (image, label) in zip((1, 5, 2), batch, strict=True):
+        assert torch.equal(image, data[row][0])
+        assert label == data[row][1]
 
 
 def test_getitems_is_a_sequence_of_items(idx_folder: Path) -> None:
