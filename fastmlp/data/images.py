@@ -17,6 +17,10 @@ class DataError(Fault, ValueError):
     """A file or folder of data is missing or broken; the message names it and the fault."""
 
 
+class LabelError(DataError):
+    """A label is beyond the number of classes."""
+
+
 class ImageDataset(Dataset[tuple[Any, int]]):
     """Grey images of one size and their labels, all in memory, in a fixed order.
 
@@ -139,10 +143,11 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def check_labels(labels: Tensor, classes: int, source: object) -> None:
-    """Raises a DataError that names the source if a label is not in 0 … classes - 1."""
+    """Raises a LabelError that names the source if a label is not in 0 … classes - 1."""
+    labels = labels.to(torch.int64)  # 256 is no uint8, and compares as 0
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(
+        raise LabelError(
             f"{source}: label {int(labels[row])} of image {row} is out of range 0…{classes - 1}"
         )

@@ -1,9 +1,9 @@
 """Keeps the decoded images of a PNG tree, so that they are decoded once.
 
 They lie in a hidden file beside the tree, or, where none can be written there, in the user's folder
-for caches. It holds a digest of the names, sizes and times of the tree's files, by which a reader
-sees that it is of another state, and a checksum, by which it sees that it is damaged. Nothing here
-fails: without a cache there is only more to do.
+for caches. It holds a digest of the names, sizes, times and inodes of the tree's files, by which a
+reader sees that it is of another state or of a copy, and a checksum, by which it sees that it is
+damaged. Nothing here fails: without a cache there is only more to do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import os
 import struct
 import sys
-import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -56,13 +55,13 @@ def load(tree: Path, key: bytes, count: int) -> Tensor | None:
     return None
 
 
-def store(tree: Path, key: bytes, newest: int, images: Tensor) -> None:
+def store(tree: Path, key: bytes, age: int, images: Tensor) -> None:
     """Keeps the images of a tree for load(), if it is worthwhile and can be done.
 
     Args:
-        newest: when the last of its files changed, in nanoseconds.
+        age: nanoseconds from the last change of one of its files to when they were looked at.
     """
-    if images.numel() < _LEAST or abs(time.time_ns() - newest) < _SAME_TIME:
+    if images.numel() < _LEAST or age < _SAME_TIME:
         return
     pixels = images.numpy().data
     header = _HEADER.pack(_FORMAT, key, *images.shape, zlib.crc32(pixels))
