@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -535,7 +537,7 @@ IDX_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "truncated header": (rewrite(IMAGES, lambda c: c[:9]), IMAGES, "truncated inside its header"),
     "truncated": (rewrite(IMAGES, lambda c: c[:-1]), IMAGES, "truncated: 959 bytes.* 40×4×6"),
-    "too long": (rewrite(LABELS, lambda c: c + b"\0"), LABELS, "too long: 41 bytes"),
+    "too long": (rewrite(LABELS, lambda c: c + b"\0"), LABELS, "too long: more than the 40 bytes"),
     "no images": (rewrite(IMAGES, lambda c: c[:4] + bytes(4) + c[8:16]), IMAGES, "empty: .* 0×4×6"),
     "huge": (rewrite(IMAGES, lambda c: c[:4] + b"\xff" * 12 + c[16:]), IMAGES, "truncated"),
     "truncated gzip": (rewrite(IMAGES, lambda c: gzip.compress(c)[:-9]), IMAGES, "broken gzip"),
@@ -553,6 +555,32 @@ IDX_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "no such file",
     ),
 }
+
+
+def test_gzip_makes_no_more_of_a_file_than_its_header_promises(idx_folder: Path) -> None:
+    """2 MB of gzip can hold 2 GB: what is not promised is not unpacked."""
+    path = idx_folder / IMAGES
+    path.write_bytes(gzip.compress(idx_bytes(torch.zeros(3, 2, 2)) + bytes(1 << 28)))
+    tracemalloc.start()
+    try:
+        check_fault(idx_folder, IMAGES, "too long: more than the 3×2×2 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        path.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + b"\x7f" * 12 + bytes(1000)))
+        check_fault(idx_folder, IMAGES, "truncated: 1000 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read(idx_folder: Path, kind: str) -> None:
+    path = idx_folder / LABELS
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    check_fault(idx_folder, LABELS, "cannot be read: not a regular file")
 
 
 def check_fault(folder: Path, names: str, says: str) -> None:
@@ -593,7 +621,7 @@ PNG_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "5×6 pixels instead of 4×6",
     ),
     "16 bits": (lambda f: save_png(f / "7/00017.png", "I;16", (6, 4)), "00017.png", "8 bits"),
-    "a folder as image": (lambda f: (f / "7/a.png").mkdir(), "a.png", "broken image"),
+    "a folder as image": (lambda f: (f / "7/a.png").mkdir(), "a.png", "not a regular file"),
     "label no number": (lambda f: (f / "7").rename(f / "seven"), "seven", "not a number"),
     "label": (lambda f: (f / "7").rename(f / "10"), "10", "label 10 is out of range 0…9"),
     "no image": (
@@ -662,6 +690,93 @@ def test_download_replaces_no_file_of_the_users(mirror: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.gz: is not MNIST's"):
         download_mnist(tmp_path)
     assert own.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("place", [".", "MNIST/raw"])
+@pytest.mark.parametrize("form", ["unzipped", "with a dot", "zipped again", "both"])
+def test_download_fetches_nothing_that_is_there(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, form: str
+) -> None:
+    folder = tmp_path / "data" / place
+    folder.mkdir(parents=True)
+    contents = {}
+    for zipped in mirror.iterdir():
+        content = gzip.decompress(zipped.read_bytes())
+        train, kind = zipped.name.startswith("train"), zipped.name.split("-")[1]
+        contents[train, kind] = hashlib.sha256(content).hexdigest()
+        name = zipped.name.removesuffix(".gz")
+        if form == "with a dot":
+            name = name.replace("-idx", ".idx")
+        if form == "zipped again":
+            (folder / zipped.name).write_bytes(gzip.compress(content, 1, mtime=7))
+        else:
+            (folder / name).write_bytes(content)
+        if form == "both":
+            shutil.copy(zipped, folder)
+        zipped.unlink()
+    before = sorted(os.listdir(folder))
+    monkeypatch.setattr(download, "CONTENTS", contents)
+    download_mnist(tmp_path / "data")
+    assert sorted(os.listdir(folder)) == before
+    assert len(MNISTDataset(tmp_path / "data")) == 20
+
+
+def test_download_puts_a_file_beside_the_other_of_its_part(mirror: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    shutil.copy(mirror / "train-images-idx3-ubyte.gz", raw)
+    download_mnist(tmp_path / "data")
+    assert [path.name for path in sorted(raw.iterdir())] == [
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+    ]
+    for train in (True, False):
+        assert len(MNISTDataset(tmp_path / "data", train)) == 20
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_download_does_not_take_another_set_for_mnist(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Such as Fashion-MNIST, or MNIST with a wrong byte; a set of one's own is not disturbed."""
+    write_idx(tmp_path, *random_images(20, 3, 3), True, suffix)
+    if suffix:  # under the name of what would be fetched
+        with pytest.raises(DataError, match=r"is not MNIST's \(SHA-256 differs\); move it away"):
+            download_mnist(tmp_path)
+    else:
+        download_mnist(tmp_path)
+    monkeypatch.setattr(download, "COUNTS", {True: 20, False: 20})
+    with pytest.raises(DataError, match=r"train-images.* is not MNIST's \(SHA-256 differs\)"):
+        download_mnist(tmp_path)
+
+
+def test_download_tells_of_a_broken_file(mirror: Path, tmp_path: Path) -> None:
+    own = tmp_path / "train-labels-idx1-ubyte"
+    own.write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"ubyte: is not MNIST's \(.*: not an IDX file.*move it"):
+        download_mnist(tmp_path)
+    own.unlink()
+    os.mkfifo(own)
+    with pytest.raises(DataError, match=r"ubyte: .*not a regular file"):
+        download_mnist(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(mirror)
+    download_mnist("~/digits")
+    assert len(os.listdir(home / "digits")) == 4
+    for name in ("~/digits", Path("~/digits")):
+        assert len(MNISTDataset(name, train=False)) == 20
+    shutil.copytree(home / "digits", "~")  # what is really called so can still be named
+    assert len(MNISTDataset("./~")) == 20
+    with pytest.raises(DataError, match=r"^~nobody-of-this-name/x: no such folder"):
+        MNISTDataset("~nobody-of-this-name/x")
 
 
 def test_download_without_a_network_is_one_line(
