@@ -6,6 +6,7 @@ state_dicts of the network and of torch.optim.SGD, whatever the loop; the rest i
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from ._faults import Fault
-from ._files import write_whole
+from ._files import open_regular, write_whole
 
 _FORMAT = "fastmlp checkpoint 1"
 
@@ -29,7 +30,9 @@ def save(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         path: the file; its folder exists.
         content: tensors, numbers, strings and None in dicts, lists and tuples.
     """
-    write_whole(path, lambda file: torch.save({"format": _FORMAT, **content}, file))
+    whole = io.BytesIO()  # torch's writer makes something else of the error of a full disk
+    torch.save({"format": _FORMAT, **content}, whole)
+    write_whole(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -39,11 +42,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or is no whole checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # as torch.save() writes it; torch checks no sums
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(damaged)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as archive:  # as torch.save() writes it
+                # That never compresses: no small file asks for more memory than it has bytes.
+                if any(member.compress_type for member in archive.infolist()):
+                    raise zipfile.BadZipFile
+                if archive.testzip():  # torch checks no sums
+                    raise zipfile.BadZipFile
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch lets through whatever its readers met, at length

@@ -47,7 +47,9 @@ from .data import (
 )
 
 HIDDEN, CLASSES = 300, 10  # of the lecture's network
+MOST_CLASSES = 1000  # that labels alone ask for; more are a slip, or --sizes says so
 BATCHES_A_LINE = 100
+_ANY = 2**31 - 1  # classes
 _LOOPS = {
     PLAIN: "nn.Sequential, a DataLoader of single items",
     FUSED: "FusedMLP, torch's loss and optimizer",
@@ -209,7 +211,8 @@ class Training:
     def header(self) -> str:
         options, (train_data, test_data) = self.options, self.data
         height, width = train_data.images.shape[1:]
-        example = torch.zeros(options.batch_size, height * width, device=self.device)
+        rows = min(options.batch_size, len(train_data))
+        example = torch.zeros(rows, height * width, device=self.device)
         model = self.main.model
         why_plain = model.why_plain(example) if isinstance(model, FusedMLP) else "--loop plain"
         path = f"not fused: {why_plain}" if why_plain else "fused"
@@ -432,12 +435,11 @@ def _datasets(options: Options) -> tuple[ImageDataset, ImageDataset]:
         make = DigitsDataset
     else:
         folder = options.data_dir
-        classes = max(CLASSES, options.sizes[-1] if options.sizes else 0)
         if options.download:
             download_mnist(folder)
 
         def make(train: bool) -> ImageDataset:
-            return MNISTDataset(folder, train, classes=classes)
+            return MNISTDataset(folder, train, classes=_ANY)  # _sizes() looks at the labels
 
     train_data, test_data = make(True), make(False)
     shapes = [f"{data.images.shape[1]}×{data.images.shape[2]}" for data in (train_data, test_data)]
@@ -463,11 +465,16 @@ def _statistics(images: Tensor) -> tuple[float, float]:
 
 def _sizes(options: Options, train_data: ImageDataset, test_data: ImageDataset) -> tuple[int, ...]:
     pixels = train_data.images[0].numel()
-    sizes = options.sizes or (pixels, HIDDEN, CLASSES)
+    greatest = max(int(data.labels.max()) for data in (train_data, test_data))
+    sizes = options.sizes or (pixels, HIDDEN, max(CLASSES, greatest + 1))
     text = ",".join(map(str, sizes))
+    if not options.sizes and sizes[-1] > MOST_CLASSES:
+        raise Fault(
+            f"{options.data_dir}: has labels up to {greatest}: if so many classes are meant, give "
+            f"--sizes {text}"
+        )
     if sizes[0] != pixels:
         raise Fault(f"--sizes {text}: must begin with the {pixels} pixels of an image")
-    greatest = max(int(data.labels.max()) for data in (train_data, test_data))
     if sizes[-1] <= greatest:
         raise Fault(f"--sizes {text}: must end with at least {greatest + 1}, the number of classes")
     return sizes
