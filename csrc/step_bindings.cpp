@@ -87,21 +87,25 @@ class Optimizer {
     if (!PyList_Check(groups) || !PyDict_Check(state_))
       throw py::type_error("expected the optimizer's param_groups and state");
     check_hooks(PyTuple_GET_ITEM(description, 3));
-    check_distinct();
-    for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) read(PyList_GET_ITEM(groups, g));
+    try {
+      for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) read(PyList_GET_ITEM(groups, g));
+    } catch (...) {
+      withdraw();
+      throw;
+    }
   }
 
   std::vector<ParameterUpdate>& updates() { return updates_; }
 
-  // What so many steps leave in the state beside the tensors they have written.
+  // What so many steps leave in the state beside the tensors they have written. It runs no Python,
+  // in which an interrupt would be raised when the parameters are new and their state is old.
   void finish(int64_t steps) {
-    if (steps == 0) return;
+    if (steps == 0) return withdraw();
     for (const Pending& pending : pending_) {
-      if (pending.fresh &&
-          PyDict_SetItem(state_, pending.parameter.ptr(), pending.state.ptr()) != 0)
-        throw py::error_already_set();
-      if (pending.momentum)
-        set(pending.state.ptr(), keys().momentum_buffer, pending.momentum.ptr());
+      for (const auto& [key, value] : pending.entries) {
+        if (PyDict_SetItem(pending.state.ptr(), key, value.ptr()) != 0)
+          throw py::error_already_set();
+      }
       if (pending.step.defined()) {
         if (pending.step.scalar_type() == at::kFloat) {
           *pending.step.mutable_data_ptr<float>() =
@@ -116,11 +120,25 @@ class Optimizer {
 
  private:
   struct Pending {
-    py::object parameter, state, momentum;
-    bool fresh = false;  // the state has still to be put into the optimizer's
+    py::object parameter, state;
+    bool fresh = false;  // the optimizer had no state of the parameter
+    std::vector<std::pair<PyObject*, py::object>> entries;  // still to be put into it
     at::Tensor step;
     double count = 0;  // steps before these
+
+    at::Tensor add(const Key& key, at::Tensor value) {
+      entries.emplace_back(key.object, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)));
+      return value;
+    }
   };
+
+  // Takes back what state_of() has put into the state, when no step was made.
+  void withdraw() {
+    for (const Pending& pending : pending_) {
+      if (pending.fresh && PyDict_DelItem(state_, pending.parameter.ptr()) != 0)
+        throw py::error_already_set();
+    }
+  }
 
   static void check_hooks(PyObject* dicts) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); ++i) {
@@ -131,22 +149,6 @@ class Optimizer {
     }
   }
 
-  void check_distinct() const {
-    const size_t layers = network_.weights.size();
-    for (size_t l = 1; l < layers; ++l) {
-      for (size_t k = 0; k < l; ++k) {
-        const auto& a = network_.biases[l];
-        const auto& b = network_.biases[k];
-        if (network_.weights[l].is_same(network_.weights[k]) || (a && b && a->is_same(*b)))
-          refuse("layers share a parameter. Use the model's own forward and backward instead");
-      }
-    }
-  }
-
-  static void set(PyObject* dict, const Key& key, PyObject* value) {
-    if (PyDict_SetItem(dict, key.object, value) != 0) throw py::error_already_set();
-  }
-
   static at::Tensor tensor(PyObject* dict, const Key& key) {
     PyObject* object = find(dict, key);
     if (!object || !THPVariable_Check(object))
@@ -154,7 +156,9 @@ class Optimizer {
     return THPVariable_Unpack(object);
   }
 
-  // The parameter's state, or a new one which finish() puts into the optimizer's.
+  // The parameter's state, or a new one, empty like those that torch.optim leaves where it has
+  // looked: finding a parameter's place in the dict runs Python, so it is done before the first
+  // write.
   Pending state_of(PyObject* parameter) {
     Pending pending;
     pending.parameter = py::reinterpret_borrow<py::object>(parameter);
@@ -162,6 +166,8 @@ class Optimizer {
     if (!found && PyErr_Occurred()) throw py::error_already_set();
     pending.fresh = !found;
     pending.state = found ? py::reinterpret_borrow<py::object>(found) : py::dict();
+    if (!found && PyDict_SetItem(state_, parameter, pending.state.ptr()) != 0)
+      throw py::error_already_set();
     return pending;
   }
 
@@ -247,8 +253,7 @@ class Optimizer {
       return;
     }
     const c10::InferenceMode off(false);  // what is kept is no tensor of inference
-    update.momentum = at::empty_like(parameter);
-    pending.momentum = py::reinterpret_steal<py::object>(THPVariable_Wrap(update.momentum));
+    update.momentum = pending.add(keys().momentum_buffer, at::empty_like(parameter));
     pending_.push_back(std::move(pending));
   }
 
@@ -256,20 +261,22 @@ class Optimizer {
                bool fused) {
     Pending pending = state_of(object);
     PyObject* const dict = pending.state.ptr();
-    if (PyDict_Size(dict) == 0) {
-      // As torch.optim makes it.
+    const bool empty = PyDict_Size(dict) == 0;
+    // As torch.optim makes them.
+    const auto entry = [&](const Key& key, const auto& make) {
+      if (!empty) return tensor(dict, key);
       const c10::InferenceMode off(false);
-      const auto put = [&](const Key& key, const at::Tensor& value) {
-        set(dict, key, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)).ptr());
-      };
+      return pending.add(key, make());
+    };
+    const auto moment = [&](const Key& key) {
+      return entry(key, [&] { return at::zeros_like(parameter); });
+    };
+    const at::Tensor step = entry(keys().step, [&] {
       const bool wide = !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
-      put(keys().step, at::zeros({}, at::TensorOptions(wide ? at::kDouble : at::kFloat)));
-      put(keys().exp_avg, at::zeros_like(parameter));
-      put(keys().exp_avg_sq, at::zeros_like(parameter));
-      if (amsgrad) put(keys().max_exp_avg_sq, at::zeros_like(parameter));
-    }
-    const at::Tensor step = tensor(dict, keys().step);
-    TORCH_CHECK(step.numel() == 1 && step.device().is_cpu() &&
+      return at::zeros({}, at::TensorOptions(wide ? at::kDouble : at::kFloat));
+    });
+    TORCH_CHECK(step.numel() == 1 && step.device().is_cpu() && step.layout() == at::kStrided &&
+                    !step.is_neg() && !step._is_zerotensor() &&
                     (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),
                 "fastmlp.TrainStep: expected the optimizer's step to be one float on the CPU, got ",
                 step.sizes(), " ", step.scalar_type(), " on ", step.device());
@@ -277,9 +284,10 @@ class Optimizer {
     pending.count = step.scalar_type() == at::kFloat ? *step.const_data_ptr<float>()
                                                      : *step.const_data_ptr<double>();
     update.options.step = pending.count + 1;
-    update.momentum = tensor(dict, keys().exp_avg);
-    update.square = tensor(dict, keys().exp_avg_sq);
-    if (amsgrad) update.square_max = tensor(dict, keys().max_exp_avg_sq);
+    update.step = step;
+    update.momentum = moment(keys().exp_avg);
+    update.square = moment(keys().exp_avg_sq);
+    if (amsgrad) update.square_max = moment(keys().max_exp_avg_sq);
     pending_.push_back(std::move(pending));
   }
 
@@ -341,6 +349,23 @@ const at::Tensor& tensor_argument(PyObject* object, const char* name) {
 
 double norm_argument(PyObject* object) { return object == Py_None ? 0 : number(object); }
 
+// run(done) without the interpreter's lock; `done` counts the finished steps even where one throws.
+template <typename Run>
+void run_steps(Optimizer& optimizer, const Run& run) {
+  int64_t done = 0;
+  std::exception_ptr failure;
+  {
+    const py::gil_scoped_release release;
+    try {
+      run(done);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
+  optimizer.finish(done);
+  if (failure) std::rethrow_exception(failure);
+}
+
 PyObject* pair(PyObject* first, PyObject* second) {
   PyObject* both = PyTuple_New(2);
   PyTuple_SET_ITEM(both, 0, first);
@@ -363,13 +388,12 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Optimizer optimizer(args[4], network);
   const double max_grad_norm = norm_argument(args[5]);
   StepResult result;
-  {
-    const py::gil_scoped_release release;
+  run_steps(optimizer, [&](int64_t& done) {
     Arguments arguments = network.arguments(*input);
     draw_noise(arguments, network.dropouts);
     result = train_step(arguments, target, loss, optimizer.updates(), max_grad_norm);
-  }
-  optimizer.finish(1);
+    done = 1;
+  });
   return pair(THPVariable_Wrap(std::move(result.loss)), PyLong_FromLongLong(result.correct));
   END_HANDLE_TH_ERRORS
 }
@@ -397,20 +421,11 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
   const at::Tensor correct = at::empty({batches.count()}, at::kLong);
-  int64_t done = 0;
-  std::exception_ptr failure;
-  {
-    const py::gil_scoped_release release;
-    try {
-      train_steps(network.arguments(*buffer), network.dropouts, batches, loss, optimizer.updates(),
-                  max_grad_norm, losses.mutable_data_ptr<double>(),
-                  correct.mutable_data_ptr<int64_t>(), done);
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  }
-  optimizer.finish(done);
-  if (failure) std::rethrow_exception(failure);
+  run_steps(optimizer, [&](int64_t& done) {
+    train_steps(network.arguments(*buffer), network.dropouts, batches, loss, optimizer.updates(),
+                max_grad_norm, losses.mutable_data_ptr<double>(),
+                correct.mutable_data_ptr<int64_t>(), done);
+  });
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));
   END_HANDLE_TH_ERRORS
 }

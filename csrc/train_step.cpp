@@ -9,6 +9,7 @@
 #include "cpu/matrix.h"
 #include "cpu/step.h"
 #include "dropout.h"
+#include "overlap.h"
 #include "passes.h"
 
 namespace fastmlp {
@@ -16,8 +17,21 @@ namespace {
 
 // The loss's operands as the kernels read them, and what keeps their memory.
 struct LossOperands {
-  at::Tensor classes, target, weight, positive_weight;
+  c10::SmallVector<int64_t, 64> classes;
+  at::Tensor target, weight, positive_weight;
 };
+
+// A dense tensor on the CPU whose memory holds its values: what a lazy view only promises to
+// compute is computed.
+at::Tensor materialized(const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.device().is_cpu(), "fastmlp.TrainStep: expected the ", name,
+              " on the CPU, got it on ", tensor.device());
+  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_nested() && !tensor.is_quantized(),
+              "fastmlp.TrainStep: expected the ", name, " dense, got a tensor of layout ",
+              tensor.layout());
+  if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options());
+  return tensor.resolve_conj().resolve_neg();
+}
 
 void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef expected) {
   TORCH_CHECK_VALUE(tensor.sizes() == expected, "fastmlp.TrainStep: expected ", name, " of shape ",
@@ -28,16 +42,13 @@ void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef exp
 at::Tensor expanded(const char* name, const std::optional<at::Tensor>& tensor,
                     at::IntArrayRef sizes, at::ScalarType dtype) {
   if (!tensor) return {};
-  TORCH_CHECK(tensor->device().is_cpu(), "fastmlp.TrainStep: expected the loss's ", name,
-              " on the CPU, got it on ", tensor->device());
-  return tensor->to(dtype).expand(sizes).contiguous();
+  return materialized(name, *tensor).to(dtype).expand(sizes).contiguous();
 }
 
-LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
+LossOperands loss_operands(const LossOptions& options, const at::Tensor& given,
                            at::IntArrayRef sizes, at::ScalarType dtype) {
   LossOperands operands;
-  TORCH_CHECK(target.device().is_cpu(),
-              "fastmlp.TrainStep: expected the target on the CPU, got it on ", target.device());
+  const at::Tensor target = materialized("target", given);
   const int64_t batch = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
   const int64_t features = sizes.back();
   const bool crosses = options.kind == LossKind::cross_entropy ||
@@ -55,12 +66,14 @@ LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
     check_shape("class targets", target, sizes.slice(0, sizes.size() - 1));
     TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kByte,
                 "expected scalar type Long or Byte for class targets, got ", target.scalar_type());
-    operands.classes = target.to(at::kLong).contiguous();
-    const int64_t* classes = operands.classes.const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < batch; ++i) {
-      TORCH_CHECK_INDEX(
-          classes[i] == options.ignore_index || (classes[i] >= 0 && classes[i] < features),
-          "Target ", classes[i], " is out of bounds.");
+    // A copy, and the copy is checked: another thread may write to the caller's while no lock is
+    // held, and classes are places in memory.
+    const at::Tensor classes = target.to(at::kLong).contiguous();
+    const int64_t* const from = classes.const_data_ptr<int64_t>();
+    operands.classes.assign(from, from + batch);
+    for (const int64_t label : operands.classes) {
+      TORCH_CHECK_INDEX(label == options.ignore_index || (label >= 0 && label < features),
+                        "Target ", label, " is out of bounds.");
     }
   } else {
     check_shape("targets", target, sizes);
@@ -72,10 +85,10 @@ LossOperands loss_operands(const LossOptions& options, const at::Tensor& target,
     TORCH_CHECK(!crosses || (options.weight->dim() == 1 && options.weight->numel() == features),
                 "weight tensor should be defined either for all ", features,
                 " classes or no classes but got weight tensor of shape: ", options.weight->sizes());
-    operands.weight =
-        expanded("weight", options.weight, crosses ? at::IntArrayRef(features) : sizes, dtype);
+    operands.weight = expanded("loss's weight", options.weight,
+                               crosses ? at::IntArrayRef(features) : sizes, dtype);
   }
-  operands.positive_weight = expanded("pos_weight", options.positive_weight, sizes, dtype);
+  operands.positive_weight = expanded("loss's pos_weight", options.positive_weight, sizes, dtype);
   return operands;
 }
 
@@ -102,12 +115,37 @@ const at::Tensor& operand(const Arguments& arguments, size_t index) {
 template <typename T>
 T* state_of(const at::Tensor& state, const at::Tensor& parameter) {
   if (!state.defined()) return nullptr;
-  TORCH_CHECK(state.sizes() == parameter.sizes() && state.is_contiguous() &&
+  TORCH_CHECK(state.sizes() == parameter.sizes() && state.layout() == at::kStrided &&
+                  state.is_contiguous() && !state.is_neg() && !state._is_zerotensor() &&
                   state.scalar_type() == parameter.scalar_type() && state.device().is_cpu(),
               "fastmlp.TrainStep: expected the optimizer's state contiguous, of shape ",
-              parameter.sizes(), " and dtype ", parameter.scalar_type(), " on the CPU, got shape ",
-              state.sizes(), " and dtype ", state.scalar_type(), " on ", state.device());
+              parameter.sizes(), " and dtype ", parameter.scalar_type(),
+              " on the CPU, no lazy view, got shape ", state.sizes(), " and dtype ",
+              state.scalar_type(), " on ", state.device());
   return state.mutable_data_ptr<T>();
+}
+
+// All the memory that a step writes or keeps between its writes. The passes write a parameter while
+// others still read theirs.
+Spans parameter_memory(const Arguments& arguments, const std::vector<ParameterUpdate>& updates) {
+  Spans spans;
+  const size_t layers = arguments.weights.size();
+  c10::SmallVector<bool, 32> trained(2 * layers, false);
+  for (const ParameterUpdate& one : updates) {
+    trained[one.operand] = true;
+    for (const at::Tensor* tensor :
+         {&operand(arguments, one.operand), &one.momentum, &one.square, &one.square_max, &one.step})
+      spans.add(*tensor, true);
+  }
+  for (size_t i = 0; i < 2 * layers; ++i) {
+    if (!trained[i] && (i < layers || arguments.biases[i - layers]))
+      spans.add(operand(arguments, i), false);
+  }
+  TORCH_CHECK(spans.are_apart(),
+              "fastmlp.TrainStep: layers share a parameter, or two of the parameters and of the "
+              "optimizer's tensors lie in the same memory. Use the model's own forward and "
+              "backward instead");
+  return spans;
 }
 
 // The first layer's weight in the layout for inputs that are mostly one value, from step to step.
@@ -188,10 +226,11 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
   loss.prediction = prediction, loss.gradient = grad_output;
   loss.target = pointer(operands.target), loss.weight = pointer(operands.weight);
   loss.positive_weight = pointer(operands.positive_weight);
-  loss.classes = operands.classes.defined() ? operands.classes.const_data_ptr<int64_t>() : nullptr;
+  loss.classes = operands.classes.data();
   loss.ignore_index = options.ignore_index, loss.label_smoothing = options.label_smoothing;
   const LossResult result = cpu::compute_loss(loss, threads);
 
+  const at::Tensor value = at::empty({}, arguments.input.options());  // before anything is modified
   if (!updates.empty()) {
     Backward<T> backward;
     backward.forward = forward;
@@ -218,7 +257,6 @@ StepResult run(const Arguments& arguments, const at::Tensor& target, const LossO
       if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
     }
   }
-  at::Tensor value = at::empty({}, arguments.input.options());
   *value.mutable_data_ptr<T>() = static_cast<T>(result.loss);
   return {value, options.kind == LossKind::cross_entropy ? result.correct : -1};
 }
@@ -247,7 +285,13 @@ void run_all(const Arguments& arguments, at::ArrayRef<double> dropouts, const Ba
   const LossOptions options = for_target(loss, batches.targets);
   const int threads = max_threads();  // one number, on which the layout of what is kept depends
   Keep<T> keep;
-  keep.weight.may_wait = true;
+  // Unless a batch is made of the weight itself.
+  const Span weight = span(arguments.weights[0]);
+  const auto meets_weight = [&](const std::optional<at::Tensor>& tensor) {
+    return tensor && span(*tensor).meets(weight);
+  };
+  keep.weight.may_wait = !meets_weight(batches.inputs) && !meets_weight(batches.targets) &&
+                         !meets_weight(loss.weight) && !meets_weight(loss.positive_weight);
   // Nothing else may read the weight while the steps run; in the end it has to be up to date.
   struct Flush {
     Keep<T>& keep;
@@ -289,22 +333,30 @@ void run_all(const Arguments& arguments, at::ArrayRef<double> dropouts, const Ba
 StepResult train_step(const Arguments& arguments, const at::Tensor& target, const LossOptions& loss,
                       const std::vector<ParameterUpdate>& updates, double max_grad_norm) {
   check(arguments);
+  const Spans memory = parameter_memory(arguments, updates);
+  // The loss's operands have been read when the first parameter is written; the input is read till
+  // the last.
+  const at::Tensor input =
+      memory.writes(arguments.input) ? arguments.input.clone() : arguments.input;
+  Arguments apart = arguments.with(input);
+  apart.noise = arguments.noise;
   const LossOptions options = for_target(loss, target);
   const auto step = [&](auto keep) {
-    return run(arguments, target, options, updates, max_grad_norm, max_threads(), keep);
+    return run(apart, target, options, updates, max_grad_norm, max_threads(), keep);
   };
   return arguments.input.scalar_type() == at::kFloat ? step(Keep<float>()) : step(Keep<double>());
 }
 
 int64_t Batches::count() const { return cpu::divide_up(order.numel(), size); }
 
-void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& batches,
+void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& given,
                  const LossOptions& loss, std::vector<ParameterUpdate>& updates,
                  double max_grad_norm, double* losses, int64_t* correct, int64_t& done) {
-  const int64_t rows = batches.inputs.size(0);
+  Batches batches = given;
+  batches.inputs = materialized("inputs", given.inputs);
   TORCH_CHECK(batches.inputs.dim() == 2 && batches.inputs.stride(1) == 1 &&
                   batches.inputs.device().is_cpu() && batches.targets.device().is_cpu() &&
-                  batches.targets.dim() > 0 && batches.targets.size(0) == rows &&
+                  batches.targets.dim() > 0 && batches.targets.size(0) == batches.inputs.size(0) &&
                   batches.order.scalar_type() == at::kLong && batches.order.dim() == 1 &&
                   batches.order.is_contiguous() && batches.size > 0 &&
                   batches.buffer.is_contiguous() && batches.buffer.size(0) >= batches.size &&
@@ -313,9 +365,11 @@ void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, cons
               "CPU, got ",
               batches.inputs.sizes(), " and ", batches.targets.sizes());
   const at::NoGradGuard no_gradients;
+  const int64_t rows = batches.inputs.size(0);
   const int64_t* order = batches.order.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < batches.order.numel(); ++i)
     TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
+  parameter_memory(arguments, updates);
   const auto run_steps =
       batches.buffer.scalar_type() == at::kFloat ? run_all<float> : run_all<double>;
   run_steps(arguments, dropouts, batches, loss, updates, max_grad_norm, losses, correct, done);

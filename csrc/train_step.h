@@ -24,6 +24,7 @@ struct ParameterUpdate {
   size_t operand = 0;        // which of weights…, biases…
   Update<double> options{};  // the pointers and the number of elements are filled in by the step
   at::Tensor momentum, square, square_max;  // undefined where there are none
+  at::Tensor step;  // likewise; counted up by the caller
 };
 
 struct StepResult {
@@ -32,7 +33,8 @@ struct StepResult {
 };
 
 // Modifies the parameters and their optimizer's state in place and counts up their versions. Throws
-// before it has modified anything.
+// before it has modified anything, also where two of these share memory. Any other operand may: the
+// numbers are those of before the step.
 StepResult train_step(const Arguments& arguments, const at::Tensor& target, const LossOptions& loss,
                       const std::vector<ParameterUpdate>& updates, double max_grad_norm);
 

@@ -115,7 +115,7 @@ class SparseInput {
   int64_t shared_elements() const {
     if (!likely_) return 0;
     return elements_of<int32_t>(rows_.elements() + features_.elements()) +
-           elements_of<uint8_t>(m_ * k_ + 8) + (background_ != 0 ? aligned<T>((m_ + 1) * k_) : 0);
+           elements_of<uint8_t>(m_ * k_ + 8) + (shifts_ ? aligned<T>((m_ + 1) * k_) : 0);
   }
   void place(T* shared) {
     int32_t* const lists = reinterpret_cast<int32_t*>(shared);
@@ -124,7 +124,7 @@ class SparseInput {
     shared += elements_of<int32_t>(rows_.elements() + features_.elements());
     marks_ = reinterpret_cast<uint8_t*>(shared);
     shared += elements_of<uint8_t>(m_ * k_ + 8);
-    if (background_ != 0) rest_ = shared, s_ = {shared, k_, 1};
+    if (shifts_) rest_ = shared, s_ = {shared, k_, 1};
   }
 
   const WeightPanels<T>& panels() const { return panels_; }
@@ -138,12 +138,12 @@ class SparseInput {
       const int64_t i0 = rows_.begin(tile), i1 = rows_.begin(tile + 1);
       for (int64_t i = i0; i < i1; ++i)
         kernels_->separate(k_, x_.at(i, 0).data, background_, marks_ + i * k_,
-                           background_ != 0 ? rest_ + i * k_ : nullptr);
+                           shifts_ ? rest_ + i * k_ : nullptr);
       rows_.list(tile, [&](int64_t from, int64_t count, int32_t* list) {
         return list_columns(i1 - i0, count, marks_ + i0 * k_ + from, k_, list);
       });
     }
-    if (background_ != 0 && member.index == 0) std::fill_n(rest_ + m_ * k_, k_, background_);
+    if (shifts_ && member.index == 0) std::fill_n(rest_ + m_ * k_, k_, background_);
   }
   bool forward_pays() const { return forward_cost(rows_.listed()) < 1; }
 
@@ -197,7 +197,7 @@ class SparseInput {
           }
         });
       }
-      if (background_ != 0) {
+      if (shifts_) {
         for (int64_t c = 0; c < columns; ++c)
           shifted[c] = (bias ? bias[j + c] : T(0)) + background_ * sums[c];
         done(0, m_, j, columns, shifted);
@@ -317,7 +317,8 @@ class SparseInput {
       ++others;
       squares += static_cast<double>(value) * static_cast<double>(value);
     }
-    if (background_ != 0) {
+    shifts_ = background_ != 0;
+    if (shifts_) {
       const double size = std::fabs(static_cast<double>(background_));
       // … and s must not overflow: beside the greatest number it is no unit in the last place.
       if (!(size * size * others <= squares && others > 0 &&
@@ -393,9 +394,8 @@ class SparseInput {
       const int64_t m0 = features_.parts().begin(part);
       const bool last = part + 1 == features_.parts().count();
       const Matrix<T> a = (whole ? x_ : s_).at(m0, features_.begin(tile));
-      multiply(features_, tile, part, whole, background_ != 0 && last,
-               Matrix<T>{a.data, 1, a.row_stride}, dz.at(m0, 0), columns, to, width,
-               accumulate || part > 0, scale);
+      multiply(features_, tile, part, whole, shifts_ && last, Matrix<T>{a.data, 1, a.row_stride},
+               dz.at(m0, 0), columns, to, width, accumulate || part > 0, scale);
     }
   }
 
@@ -417,6 +417,7 @@ class SparseInput {
   int64_t m_ = 0, n_ = 0, k_ = 0;
   Matrix<T> x_, s_;
   T background_ = 0;
+  bool shifts_ = false;  // whether the background is another value than zero: decided once, for all
   bool likely_ = false;
   Steps rows_, features_;  // of forward and of the gradient
   WeightPanels<T> panels_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -77,7 +78,7 @@ LossResult cross_entropy(const Loss<T>& loss, const WholeBatch& whole, int64_t b
     if (loss.kind == LossKind::cross_entropy) {
       const int64_t label = loss.classes[i];
       if (label == loss.ignore_index) {
-        std::fill(gradient, gradient + n, T(0));
+        for (int64_t j = 0; j < n; ++j) gradient[j] *= T(0);  // NaN stays, as in torch
         continue;
       }
       // Most wrong predictions are seen without looking at all of z. A NaN makes the sum one.
@@ -140,6 +141,10 @@ template <typename T>
 LossResult compute_loss(const Loss<T>& loss, int max_threads) {
   const bool crosses =
       loss.kind == LossKind::cross_entropy || loss.kind == LossKind::cross_entropy_probabilities;
+  if (crosses && loss.features == 0) {  // torch divides nothing by the number of classes
+    const bool smooths = loss.kind == LossKind::cross_entropy && loss.label_smoothing > 0;
+    return {loss.mean || smooths ? std::numeric_limits<double>::quiet_NaN() : 0, 0};
+  }
   const WholeBatch whole = crosses ? prepare(loss) : WholeBatch{};
   std::vector<LossResult> runs(divide_up(loss.batch, kRows));
   // An exponential takes as long as ten simple operations.

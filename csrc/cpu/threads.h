@@ -6,6 +6,8 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+
+#include "cpu/float_state.h"
 #endif
 
 namespace fastmlp::cpu {
@@ -29,13 +31,19 @@ struct Member {
 };
 
 // Runs body(Member) on up to `threads` threads; fewer, down to one, where OpenMP grants fewer or is
-// not compiled in.
+// not compiled in. All of them compute in the caller's floating-point state, which is a thread's
+// own and which the pool's threads have of the moment when they were started: results, and what is
+// decided from data, must not depend on who computes.
 template <typename Body>
 void run_team(int threads, const Body& body) {
 #ifdef _OPENMP
   if (threads > 1) {
+    const FloatState callers = FloatState::of_this_thread();
 #pragma omp parallel num_threads(threads)
-    body(Member{omp_get_thread_num(), omp_get_num_threads()});
+    {
+      const BorrowedFloatState borrowed(callers);
+      body(Member{omp_get_thread_num(), omp_get_num_threads()});
+    }
     return;
   }
 #endif

@@ -7,7 +7,7 @@ void convert(int64_t n, const uint8_t* from, T scale, T shift, T* to) {
 }
 
 // p = softmax(z) for each row: exp(z - maximum) / sum, with both factors kept for the logarithm.
-// NaN and infinity give NaN, as in torch.
+// NaN and infinity give NaN, as in torch. n is at least 1.
 template <typename T>
 void softmax(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum) {
   using V = Vec<T>;
@@ -53,9 +53,10 @@ inline double total(const double (&sums)[kSums]) {
 template <typename T>
 double squared_error(int64_t n, const T* z, const T* target, T scale, T* gradient) {
   double sums[kSums] = {};
+  const T slope = 2 * scale;  // first: twice a difference may be infinite where its mean is not
   const auto add = [&](int64_t i, int lane) {
     const T difference = z[i] - target[i];
-    gradient[i] = 2 * difference * scale;
+    gradient[i] = difference * slope;
     sums[lane] += static_cast<double>(difference) * difference;
   };
   int64_t i = 0;
@@ -120,6 +121,14 @@ FASTMLP_INLINE typename Vec<T>::Reg without_subnormals(typename Vec<T>::Reg a) {
   using V = Vec<T>;
   const auto excess = V::sub(V::abs(a), V::set1(std::numeric_limits<T>::min()));
   return V::select(V::is_not_positive(excess), V::zero(), a);  // NaN stays
+}
+
+// torch.maximum: NaN where one of them is. Vec's max gives b then.
+template <typename T>
+FASTMLP_INLINE typename Vec<T>::Reg maximum(typename Vec<T>::Reg a, typename Vec<T>::Reg b) {
+  using V = Vec<T>;
+  const auto most = V::max(a, b);
+  return V::select(V::is_positive(a), most, V::select(V::is_not_positive(a), most, a));
 }
 
 // The order of operations is that of torch.optim's single-tensor functions, unless said. `scale`
@@ -188,7 +197,7 @@ void adam(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradie
       V::store(mean + i, m, mask);
       V::store(square + i, s, mask);
       if (square_max) {
-        s = V::max(V::load(square_max + i, mask), s);
+        s = maximum<T>(V::load(square_max + i, mask), s);
         V::store(square_max + i, s, mask);
       }
       const auto quotient = V::div(m, V::add(V::sqrt(s), eps));
