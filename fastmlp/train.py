@@ -35,6 +35,7 @@ from ._fit import calls
 from ._loops import EpochSampler, Task, Trainee, make_trainee
 from ._options import FUSED, KEPT, LOOPS, PLAIN, STEP, Options
 from ._progress import Bar, Tally
+from ._saved import check_network, check_progress
 from .checkpoint import CheckpointError
 from .data import (
     Compose,
@@ -315,11 +316,15 @@ class Training:
         try:
             if state["data"] != self._fingerprint():
                 raise CheckpointError(f"{file}: was trained on other data than these")
+            fresh = {trainee.name: trainee.optimizer.state_dict() for trainee in self.trainees}
+            check_progress(state, fresh, len(self.data[0]), BATCHES_A_LINE)
             self.main.restore(state)
             for trainee in self.trainees[:-1]:
                 trainee.restore(state[trainee.name])
             self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a value that is none of a training's leads to
             raise CheckpointError(f"{file}: does not hold what --resume needs") from error
         remove_drafts(file)
         print(f"resumed   {file}: {self.epoch} epochs and {self.batch} batches", flush=True)
@@ -376,9 +381,8 @@ def _settle(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
     try:
         # Before there was a choice, the loop was the fused one.
         kept = {name: {"loop": FUSED, **saved["options"]}[name] for name in KEPT}
-        if kept["loop"] not in LOOPS:  # one of a later version
-            raise LookupError
-    except (LookupError, TypeError) as error:
+        check_network(saved, kept)
+    except Exception as error:  # whatever a value that is none of a training's leads to
         raise CheckpointError(f"{file}: does not hold what --resume needs") from error
     _check_agreement(file, wishes, kept)
     return dataclasses.replace(options, **{**kept, **wishes}), saved

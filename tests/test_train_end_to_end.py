@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from image_files import mnist_folder, needs_mnist, random_images, write_idx
+from states import assert_same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -67,19 +68,6 @@ def make_training(
     sizes = (train_set.images[0].numel(), 300, 10)
     return train.Training(Options(sizes=sizes, **options), torch.device(device),
                           train_set, test_set)  # fmt: skip
-
-
-def assert_same(a: Any, b: Any, at: str = "") -> None:
-    """Bit for bit, whatever is in it; only the seconds may differ."""
-    assert type(a) is type(b), at
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        for key in a.keys() - {"seconds"}:
-            assert_same(a[key], b[key], f"{at}/{key}")
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b), at
-    else:
-        assert a == b, at
 
 
 # ---- learning --------------------------------------------------------------------------------
