@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 import zipfile
 from typing import Any
 
@@ -44,13 +45,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open_regular(path) as file:
             with zipfile.ZipFile(file) as archive:  # as torch.save() writes it
-                # That never compresses: no small file asks for more memory than it has bytes.
-                if any(member.compress_type for member in archive.infolist()):
+                members = archive.infolist()
+                # That never compresses: no small file asks for more memory than it has bytes. And
+                # of two archives behind one another torch reads the first, zipfile the last.
+                if any(member.compress_type for member in members) or members[0].header_offset:
                     raise zipfile.BadZipFile
                 if archive.testzip():  # torch checks no sums
                     raise zipfile.BadZipFile
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # torch's, of a damaged pickle
+                warnings.simplefilter("ignore")
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch lets through whatever its readers met, at length

@@ -312,6 +312,17 @@ def test_a_compressed_archive_is_no_checkpoint(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "small.pt")
 
 
+def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
+    """Of an archive with another before it, torch reads the other."""
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, {"model": torch.arange(50.0)})
+    whole = path.read_bytes()
+    spoil(path, "a flipped bit")
+    path.write_bytes(path.read_bytes() + whole)
+    with pytest.raises(CheckpointError, match="not a checkpoint, or a damaged one"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_checkpoint_is_a_regular_file(tmp_path: Path, kind: str) -> None:
     if kind == "pipe":

@@ -277,12 +277,22 @@ def with_a_wrong_crc() -> bytes:
     return bytes(content)
 
 
+def misplaced(kind: bytes) -> bytes:
+    """The chunk of this kind last but for the end."""
+    content = png_file(bytes(28), 6, 4)
+    at = content.index(kind) - 4
+    end = at + 12 + struct.unpack_from(">I", content, at)[0]
+    return content[:at] + content[end:-12] + content[at:end] + content[-12:]
+
+
 BROKEN: dict[str, Callable[[], bytes]] = {
     "unknown filter": with_filter_5,
     "checksum": with_a_wrong_crc,
     "no signature": lambda: b"\0" + png_file(bytes(28), 6, 4)[1:],
     "no end": lambda: png_file(bytes(28), 6, 4)[:-12],
     "no data": lambda: b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""),
+    "header behind the data": lambda: misplaced(b"IHDR"),
+    "short chunk": lambda: png_file(bytes(28), 6, 4, before=chunk(b"gAMA", b"")),
     "unknown chunk": lambda: png_file(bytes(28), 6, 4, before=chunk(b"IDAT", b"?")),
 }
 
@@ -579,6 +589,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "key": flip(20),
     "count": flip(48),
     "height": flip(56),
+    "width": flip(64),
+    "height and width exchanged": lambda p: p.write_bytes(
+        p.read_bytes()[:56] + p.read_bytes()[64:72] + p.read_bytes()[56:64] + p.read_bytes()[72:]
+    ),
     "checksum": flip(72),
     "first byte": flip(76),
     "last byte": flip(-1),

@@ -15,7 +15,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +34,19 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")  # length and kind, before its data; behind it a CRC of kind and data
 _CRC = struct.Struct(">I")
 _HEADER = struct.Struct(">IIBBBBB")  # IHDR: width, height, depth, colour type, three methods
+_MOST_TEXT = 1 << 16  # bytes
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type: grey, RGB, grey and alpha, RGB and alpha
 _SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # of grey, by depth, to bytes as Pillow has them
-# Chunks that change no pixel as Pillow has it.
-_WITHOUT_EFFECT = {b"bKGD", b"cHRM", b"gAMA", b"pHYs", b"sRGB", b"tEXt", b"tIME"}
+# Chunks that change no pixel as Pillow has it, and their lengths; of another it may refuse them.
+_WITHOUT_EFFECT: dict[bytes, Container[int]] = {
+    b"bKGD": (1, 2, 6),
+    b"cHRM": (32,),
+    b"gAMA": (4,),
+    b"pHYs": (9,),
+    b"sRGB": (1,),
+    b"tEXt": range(_MOST_TEXT),
+    b"tIME": (7,),
+}
 _EIGHT_BITS = {"1", "L", "LA", "P", "RGB", "RGBA"}  # modes that turn to grey without loss of range
 
 _AHEAD = 64  # files that are open at a time, far fewer than a process may have
@@ -130,9 +139,10 @@ class _Layout:
         """A file's scan lines; None if it is not of this layout, or is not as it should be."""
         if not content.startswith(_SIGNATURE):
             return None
-        header, parts, kind, at = b"", [], b"", len(_SIGNATURE)
+        kinds: list[bytes] = []  # of chunks; parts of the data that follow one another are one
+        header, parts, at = b"", [], len(_SIGNATURE)
         try:
-            while kind != b"IEND":
+            while not kinds or kinds[-1] != b"IEND":
                 length, kind = _CHUNK.unpack_from(content, at)
                 begin, end = at + 8, at + 8 + length
                 if _CRC.unpack_from(content, end)[0] != zlib.crc32(content[at + 4 : end]):
@@ -141,9 +151,13 @@ class _Layout:
                     parts.append(content[begin:end])
                 elif kind == b"IHDR":
                     header = content[begin:end]
-                elif kind != b"IEND" and kind not in _WITHOUT_EFFECT:
+                elif kind != b"IEND" and length not in _WITHOUT_EFFECT.get(kind, ()):
                     return None
+                if not (kind == b"IDAT" and kinds[-1:] == [kind]):
+                    kinds.append(kind)
                 at = end + 4
+            if kinds[0] != b"IHDR" or kinds.count(b"IHDR") > 1 or kinds.count(b"IDAT") != 1:
+                return None
             inflater = zlib.decompressobj()
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             lines = inflater.decompress(
