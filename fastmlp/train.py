@@ -326,7 +326,6 @@ class Training:
             raise
         except Exception as error:  # whatever a value that is none of a training's leads to
             raise CheckpointError(f"{file}: does not hold what --resume needs") from error
-        remove_drafts(file)
         print(f"resumed   {file}: {self.epoch} epochs and {self.batch} batches", flush=True)
 
     def _fingerprint(self) -> str:
@@ -369,6 +368,7 @@ def _settle(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
             raise Fault("--resume and --overwrite need --checkpoint FILE")
         return options, None
     check_writable(file)
+    remove_drafts(file)
     if not os.path.exists(file):
         if options.resume:
             print(f"{file}: nothing to resume yet, starting from the beginning", file=sys.stderr)
