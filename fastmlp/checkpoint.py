@@ -43,19 +43,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or is no whole checkpoint.
     """
     try:
-        with open_regular(path) as file:
-            with zipfile.ZipFile(file) as archive:  # as torch.save() writes it
-                members = archive.infolist()
-                # That never compresses: no small file asks for more memory than it has bytes. And
-                # of two archives behind one another torch reads the first, zipfile the last.
-                if any(member.compress_type for member in members) or members[0].header_offset:
-                    raise zipfile.BadZipFile
-                if archive.testzip():  # torch checks no sums
-                    raise zipfile.BadZipFile
-            file.seek(0)
-            with warnings.catch_warnings():  # torch's, of a damaged pickle
-                warnings.simplefilter("ignore")
-                content = torch.load(file, map_location="cpu", weights_only=True)
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            whole = _checked(archive)
+        with warnings.catch_warnings():  # torch's, of a damaged pickle
+            warnings.simplefilter("ignore")
+            content = torch.load(whole, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch lets through whatever its readers met, at length
@@ -63,3 +55,20 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of `fastmlp train`")
     return content
+
+
+def _checked(archive: zipfile.ZipFile) -> io.BytesIO:
+    """A copy of an archive as torch.save() writes it, in memory, of members whose sums are right.
+
+    torch checks none, and has another reader, which may find other members in a damaged file: of
+    two archives behind one another the first, of one marked as a folder what is in the memory.
+    """
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w") as copied:
+        for name in dict.fromkeys(archive.namelist()):
+            # That never compresses: no small file asks for more memory than it has bytes.
+            if archive.getinfo(name).compress_type:
+                raise zipfile.BadZipFile
+            copied.writestr(name, archive.read(name))
+    copy.seek(0)
+    return copy

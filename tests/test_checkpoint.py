@@ -313,14 +313,18 @@ def test_a_compressed_archive_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
-    """Of an archive with another before it, torch reads the other."""
+    """Of an archive with another before it, torch reads the other; of one marked as a folder
+    nothing, and gives what was in the memory."""
     path = tmp_path / "c.pt"
     checkpoint.save(path, {"model": torch.arange(50.0)})
     whole = path.read_bytes()
     spoil(path, "a flipped bit")
     path.write_bytes(path.read_bytes() + whole)
-    with pytest.raises(CheckpointError, match="not a checkpoint, or a damaged one"):
-        checkpoint.load(path)
+    assert torch.equal(checkpoint.load(path)["model"], torch.arange(50.0))
+    # Marked as a folder, in the attributes that MS-DOS had.
+    at = whole.rindex(b"PK\1\2", 0, whole.rindex(b"archive/data/0"))
+    path.write_bytes(whole[: at + 38] + b"\x10" + whole[at + 39 :])
+    assert torch.equal(checkpoint.load(path)["model"], torch.arange(50.0))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

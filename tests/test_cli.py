@@ -8,6 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import fastmlp
 from fastmlp import train
 from fastmlp._options import LOOPS, Options
 from fastmlp.cli import main
-from fastmlp.data import download
+from fastmlp.data import download, sheet
 
 TINY = ["--sizes", "24,5,10", "--epochs", "1"]
 
@@ -361,6 +364,66 @@ def test_a_disk_that_is_full_in_the_end(
     told = fails("train", "--data-dir", data, *TINY, "--checkpoint", file)
     assert told == f"fastmlp: {file}: No space left on device\n"
     assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.fixture
+def stranger() -> Iterator[Path]:
+    """A folder of which only what is made readable is; for its owner, too, if that is not root."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are root's alone
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+        for path in (folder, *folder.rglob("*")):  # which lists a folder after its turn
+            path.chmod(0o777)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Root, who may read anything, is nobody for the while."""
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs file modes")
+def test_what_may_not_be_read_is_one_line(fails: Any, stranger: Path) -> None:
+    assert sheet  # imported while that may be read
+    idx, tree, file = stranger / "idx", stranger / "tree", stranger / "c.pt"
+    hidden, label = stranger / "hidden", tree / "training" / "3"
+    for part in (True, False):
+        write_idx(idx, *random_images(20), part)
+        write_png_tree(tree / TREES[part], *random_images(20))
+    hidden.mkdir()
+    assert main(["train", "--data-dir", str(idx), *TINY, "--checkpoint", str(file)]) == 0
+    labels, image = idx / "train-labels-idx1-ubyte", label / "00003.png"
+    train, verify = ("train", *TINY, "--data-dir"), ("data", "verify")
+    for closed, mode, arguments, names in (
+        (idx, 0, (*train, idx), idx),
+        (idx, 0, (*train, idx, "--download"), idx),
+        (labels, 0, (*train, idx), labels),
+        (label, 0, (*train, tree), label),
+        (label, 0o444, (*train, tree), label),
+        (image, 0, (*train, tree), image),
+        (hidden, 0, (*verify, hidden / "x"), hidden),
+        (hidden, 0, (*train, hidden / "x", "--download"), hidden),
+        (hidden, 0, (*train, idx, "--checkpoint", hidden / "c.pt"), hidden),
+        (hidden, 0, (*train, idx, "--checkpoint", hidden / "c.pt", "--resume"), hidden),
+        (hidden, 0o555, (*train, idx, "--plot", hidden / "p.png"), hidden),
+        (hidden, 0o555, ("data", "show", idx, "--out", hidden / "p.png"), hidden),
+        (hidden, 0o555, ("data", "convert", idx, hidden / "x", "--to", "png"), hidden),
+        (file, 0, ("train", "--checkpoint", file, "--resume"), file),
+    ):
+        before = closed.stat().st_mode
+        closed.chmod(mode)
+        with as_somebody_else():
+            told = fails(*arguments)
+        closed.chmod(before)
+        assert str(names) in told
+        assert "Permission denied" in told
 
 
 def test_a_reader_who_leaves_early_is_no_fault(data: Path) -> None:
