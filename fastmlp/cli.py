@@ -74,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{place}{error.strerror or error}", 1)
     except MemoryError as error:
         return _complain(f"there is not enough memory{f': {error}' if str(error) else ''}", 1)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        if not re.search("allocate memory|out of memory|not enough memory", reason):
+            raise
+        return _complain(reason, 1)  # torch has no type of its own for the CPU's
     except ImportError as error:  # torch or the compiled extension, which says what mends it
         return _complain(str(error), 1)
 

@@ -94,7 +94,7 @@ def idx(draw: random.Random, folder: Path) -> None:
     content = idx_bytes(torch.randint(256, shape, dtype=torch.uint8))
     if draw.random() < 0.3:
         content = damage(draw, content)
-    if draw.random() < 0.2:  # much more than is promised, of which gzip makes little
+    if draw.random() < 0.05:  # much more than is promised, of which gzip makes little
         content += bytes(1 << 22)
     if draw.random() < 0.5:
         content = gzip.compress(content, draw.randint(0, 9), mtime=0)

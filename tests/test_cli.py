@@ -20,6 +20,7 @@ from image_files import TREES, random_images, write_idx, write_png_tree
 
 import fastmlp
 from fastmlp import train
+from fastmlp._loops import StepTrainee
 from fastmlp._options import LOOPS, Options
 from fastmlp.cli import main
 from fastmlp.data import download, sheet
@@ -246,6 +247,28 @@ def test_a_tilde_in_every_place(
 def test_a_network_larger_than_the_memory(fails: Any, data: Path) -> None:
     sizes = "24,2000000000,2000000000,10"  # 16 million TB
     assert f"--sizes {sizes}: " in fails("train", "--data-dir", data, "--sizes", sizes)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), "torch's"])
+def test_memory_that_is_missing_in_the_training(
+    fails: Any, data: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    def learn(*_: object) -> None:
+        if isinstance(error, MemoryError):
+            raise error
+        torch.empty(2**60)
+
+    monkeypatch.setattr(StepTrainee, "learn", learn)
+    assert "memory" in fails("train", "--data-dir", data, *TINY)
+
+
+def test_an_error_of_the_program_is_not_hidden(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(*_: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(StepTrainee, "learn", learn)
+    with pytest.raises(RuntimeError, match="of our own"):
+        main(["train", "--data-dir", str(data), *TINY])
 
 
 def test_a_terminal_that_knows_ascii_alone(monkeypatch: pytest.MonkeyPatch) -> None:
