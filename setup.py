@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,44 @@ sys.path.insert(0, str(ROOT / "_build"))  # a no-op in a build through the backe
 import backend  # noqa: E402
 
 
+def compiler() -> list[str]:
+    """The command of the C++ compiler, which setuptools and torch will use, too."""
+    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
+def check_compiler() -> None:
+    """Ends the build with one line where the compiler, or Python's headers, are not there."""
+    if sys.platform == "win32":  # setuptools looks for Microsoft's, and says so
+        return
+    name = shlex.join(compiler())
+    probe = [*compiler(), "-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
+    include = [f"-I{sysconfig.get_path(kind)}" for kind in ("include", "platinclude")]
+    try:
+        for program, options in (("int main() {}", []), ("#include <Python.h>", include)):
+            done = subprocess.run([*probe, *options], input=program, capture_output=True, text=True)
+            if done.returncode:
+                break
+        else:
+            return
+    except OSError as error:
+        raise SystemExit(
+            f"fastmlp is compiled when it is installed, and there is no C++ compiler: {name}: "
+            f"{error.strerror}. To mend it: install GCC (apt install g++; dnf install gcc-c++; "
+            "conda install gxx) or set CXX to the compiler that is there"
+        ) from None
+    if options:
+        raise SystemExit(
+            f"fastmlp is compiled when it is installed, and the C++ compiler finds no Python.h in "
+            f"{sysconfig.get_path('include')}. To mend it: install Python's headers (apt install "
+            "python3-dev; dnf install python3-devel) or use a Python that has them"
+        )
+    said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    raise SystemExit(
+        f"fastmlp is compiled when it is installed, and the C++ compiler {name} does not compile "
+        f"C++17 ({said}). To mend it: install GCC 11 or newer, or set CXX to it"
+    )
+
+
 def openmp_flags() -> list[str]:
     """-fopenmp where the OpenMP runtime that torch has loaded answers to this compiler's calls.
 
@@ -30,17 +69,20 @@ def openmp_flags() -> list[str]:
 
     if sys.platform != "linux":
         return []
-    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
-    version = subprocess.run([*compiler.split(), "--version"], stdout=subprocess.PIPE, text=True)
+    version = subprocess.run([*compiler(), "--version"], stdout=subprocess.PIPE, text=True)
     entry = "__kmpc_fork_call" if "clang" in version.stdout else "GOMP_parallel"
     if hasattr(ctypes.CDLL(None), entry):
         return ["-fopenmp"]
-    print(f"fastmlp: one thread only, as torch's OpenMP runtime has no {entry} for {compiler}")
+    print(
+        f"fastmlp: one thread only, as torch's OpenMP runtime has no {entry} for "
+        f"{shlex.join(compiler())}"
+    )
     return []
 
 
 def extension() -> tuple[Extension, type[build_ext]]:
     """The extension and the command that compiles it."""
+    check_compiler()
     # A wrapper such as ccache would be put before itself by threads that compile at the same time.
     os.environ["TORCH_NO_COMPILER_WRAPPER"] = "1"
     # So that a ninja of the target environment is found, whether or not that is activated.

@@ -1,9 +1,9 @@
 """The build backend: setuptools', plus the choice of the torch to compile the extension against.
 
-pip builds in isolation, in an environment that holds only what the build asks for, while the
+Front ends build in isolation, in an environment that holds only what the build asks for, while the
 extension has to be compiled against the torch that it will run with. So this backend looks into the
-environment that fastmlp is installed into. Where a torch is found there, the build uses it, and pip
-downloads no second one; where none is found, the build asks for `DEFAULT_TORCH`. The finished wheel
+environment that fastmlp is installed into. Where a torch is found there, the build uses it, and no
+second one is downloaded; where none is found, the build asks for `DEFAULT_TORCH`. The finished wheel
 requires the torch that it was compiled against, so that both ways end with the two together.
 """
 
@@ -14,8 +14,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 from setuptools.build_meta import *  # noqa: F403  (every hook that is not written below)
 
@@ -34,21 +37,60 @@ def series(version: str) -> tuple[int, int]:
 
 
 def target_path() -> list[str]:
-    """`sys.path` of the interpreter that runs this build, as it is outside pip's isolation.
+    """`sys.path` of the environment that fastmlp is installed into, as far as it can be known.
 
     pip isolates a build through environment variables alone. Asking the same interpreter without
     them names every folder that the installed package will import from, also those of the user
     site, of a venv with system site packages and of .pth files.
+
+    uv and build isolate by a venv of their own, which does not tell what it is for. The environment
+    meant is then taken to be the first with a torch of those that _interpreters() guesses.
     """
-    isolation = ("PYTHONPATH", "PYTHONNOUSERSITE")
-    answer = subprocess.run(
-        [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"],
-        env={name: value for name, value in os.environ.items() if name not in isolation},
-        stdout=subprocess.PIPE,
-        check=True,
+    own: list[str] = []
+    for python in _interpreters():
+        path = _path_of(python)
+        if path and next(metadata.distributions(name="torch", path=path), None):
+            return path
+        own = own or path
+    return own
+
+
+def _interpreters() -> Iterator[str]:
+    """The interpreter of the build, and those of environments that it may have been started for."""
+    yield sys.executable
+    if sys.prefix == sys.base_prefix or "PYTHONNOUSERSITE" in os.environ:  # no venv; pip's way
+        return
+    with suppress(OSError):  # who made the venv: "command = …/bin/python -m venv …"
+        text = Path(sys.prefix, "pyvenv.cfg").read_text()
+        yield from re.findall(r"^command *= *(.+?) -m venv", text, re.MULTILINE)
+    # Of an activated environment uv replaces the first name, and leaves the others.
+    names = (os.environ.get(name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX"))
+    on_path = (Path(folder).parent for folder in os.environ.get("PATH", "").split(os.pathsep))
+    venvs = (venv for venv in on_path if (venv / "pyvenv.cfg").is_file())
+    scripts = "Scripts" if sys.platform == "win32" else "bin"
+    for prefix in dict.fromkeys((*map(Path, filter(None, names)), *venvs)):
+        if prefix != Path(sys.prefix):
+            yield str(prefix / scripts / "python")
+
+
+def _path_of(python: str) -> list[str]:
+    """`sys.path` of an interpreter; empty if it cannot be asked, or loads no extension of ours."""
+    program = (
+        "import json, sys, sysconfig; "
+        "print(json.dumps([sysconfig.get_config_var('EXT_SUFFIX'), sys.path[1:]]))"
     )
-    path: list[str] = json.loads(answer.stdout)
-    return path
+    isolation = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONHOME", "__PYVENV_LAUNCHER__")
+    try:
+        answer = subprocess.run(
+            [python, "-c", program],
+            env={name: value for name, value in os.environ.items() if name not in isolation},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    suffix, path = json.loads(answer.stdout)
+    return list(path) if suffix == sysconfig.get_config_var("EXT_SUFFIX") else []
 
 
 def installed_torch() -> str | None:

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
 from ._faults import Fault
+
+
+def expand(path: str | os.PathLike[str]) -> str:
+    """The path that the user means: ~ and ~user at its beginning are home folders, as in a shell,
+    which sees no name that comes from a program or follows a =."""
+    return os.path.expanduser(path)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a file to read; a pipe, which may wait for ever, and a device, which may never end, are
+    refused.
+
+    Raises:
+        OSError: the file cannot be opened, or is not regular.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait here
+
+    file = open(path, "rb", opener=opener)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
@@ -19,6 +46,10 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
     Args:
         path: the file; its folder exists. A symbolic link stays one.
         write: writes the content to the binary file that it is given.
+
+    Raises:
+        Fault: something else than a file is there.
+        OSError: the file cannot be written; it names the file, whatever step failed.
     """
     target = _regular(path)
     draft = _draft(target)
@@ -28,8 +59,10 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _of(path, error, draft) from error
         raise
     _sync_folder(target.parent)
 
@@ -44,6 +77,9 @@ def write_folder(
         fill: writes the content into the empty folder that it is given.
         replace: the folder may be there with a content, which is lost. Between the old and the new
             there is a moment without either.
+
+    Raises:
+        OSError: the folder cannot be written; it names the folder, whatever step failed.
     """
     target = Path(os.path.realpath(path))
     draft, old = _draft(target), target.with_name(f".{target.name}.{os.getpid()}.old")
@@ -57,7 +93,7 @@ def write_folder(
         elif target.exists():
             target.rmdir()
         draft.rename(target)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not target.exists():
             old.rename(target)
         # More than once: an interrupt can keep an executor from waiting for a thread that it has
@@ -67,9 +103,19 @@ def write_folder(
             if not draft.exists():
                 break
             time.sleep(0.05)
+        if isinstance(error, OSError):
+            raise _of(path, error, draft) from error
         raise
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _of(path: str | os.PathLike[str], error: OSError, draft: Path) -> OSError:
+    """The error under the name that the user knows: a full disk's has none, others the draft's."""
+    told = error.filename
+    if error.errno is None or (told is not None and not str(told).startswith(str(draft))):
+        return error
+    return OSError(error.errno, error.strerror, os.fspath(path))
 
 
 def _draft(target: Path) -> Path:

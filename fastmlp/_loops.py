@@ -156,8 +156,11 @@ class Trainee(ABC):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state() that check_progress() of _saved.py has found to be one.
+
+        The optimizer is left: SGD has its options alone, and these are the same.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.window, self.epoch = Tally(*state["window"]), Tally(*state["tally"])
         self.curve, self.test_errors = state["curve"], state["test_errors"]
         # Before there were three loops, only the first network's state had it.

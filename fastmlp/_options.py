@@ -14,7 +14,9 @@ class Options:
 
     data_dir: str | None = None  # None: the embedded digits
     download: bool = False
-    sizes: tuple[int, ...] | None = None  # None: pixels, 300, 10
+    sizes: tuple[int, ...] | None = (
+        None  # None: pixels, 300, as many classes as labels need, at least 10
+    )
     epochs: int = 30
     batch_size: int = 50
     lr: float = 0.01

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ._faults import Fault
+from ._files import expand
 from ._options import LOOPS, Options
 from ._version import __version__
 
@@ -71,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _complain(f"{place}{error.strerror or error}", 1)
+    except MemoryError as error:
+        return _complain(f"there is not enough memory{f': {error}' if str(error) else ''}", 1)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        if not re.search("allocate memory|out of memory|not enough memory", reason):
+            raise
+        return _complain(reason, 1)  # torch has no type of its own for the CPU's
     except ImportError as error:  # torch or the compiled extension, which says what mends it
         return _complain(str(error), 1)
 
@@ -221,7 +229,7 @@ def _add_data_commands(data: argparse.ArgumentParser) -> None:
         "--not-mnist",
         dest="mnist",
         action="store_false",
-        help="another set, of as many images as MNIST (Fashion-MNIST): compare nothing with MNIST",
+        help="another set (Fashion-MNIST, letters): compare nothing with MNIST, allow any labels",
     )
 
 
@@ -252,7 +260,7 @@ def _add_train_options(train: argparse.ArgumentParser) -> None:
         "--sizes",
         type=_sizes,
         metavar="N,N,…",
-        help="pixels, hidden widths, classes (default: 784,300,10 for 28×28 pixels)",
+        help="pixels, hidden widths, classes (default: 784,300,10 for 28×28 pixels and labels 0…9)",
     )
     group.add_argument("--epochs", type=_positive, metavar="N", help=_default("epochs"))
     group.add_argument("--batch-size", type=_positive, metavar="N", help=_default("batch_size"))
@@ -355,7 +363,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
-    return text
+    return expand(text)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from ._fit import calls
 from ._loops import EpochSampler, Task, Trainee, make_trainee
 from ._options import FUSED, KEPT, LOOPS, PLAIN, STEP, Options
 from ._progress import Bar, Tally
+from ._saved import check_network, check_progress
 from .checkpoint import CheckpointError
 from .data import (
     Compose,
@@ -47,7 +48,9 @@ from .data import (
 )
 
 HIDDEN, CLASSES = 300, 10  # of the lecture's network
+MOST_CLASSES = 1000  # that labels alone ask for; more are a slip, or --sizes says so
 BATCHES_A_LINE = 100
+_ANY = 2**31 - 1  # classes
 _LOOPS = {
     PLAIN: "nn.Sequential, a DataLoader of single items",
     FUSED: "FusedMLP, torch's loss and optimizer",
@@ -209,7 +212,8 @@ class Training:
     def header(self) -> str:
         options, (train_data, test_data) = self.options, self.data
         height, width = train_data.images.shape[1:]
-        example = torch.zeros(options.batch_size, height * width, device=self.device)
+        rows = min(options.batch_size, len(train_data))
+        example = torch.zeros(rows, height * width, device=self.device)
         model = self.main.model
         why_plain = model.why_plain(example) if isinstance(model, FusedMLP) else "--loop plain"
         path = f"not fused: {why_plain}" if why_plain else "fused"
@@ -312,13 +316,16 @@ class Training:
         try:
             if state["data"] != self._fingerprint():
                 raise CheckpointError(f"{file}: was trained on other data than these")
+            fresh = {trainee.name: trainee.optimizer.state_dict() for trainee in self.trainees}
+            check_progress(state, fresh, len(self.data[0]), BATCHES_A_LINE)
             self.main.restore(state)
             for trainee in self.trainees[:-1]:
                 trainee.restore(state[trainee.name])
             self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a value that is none of a training's leads to
             raise CheckpointError(f"{file}: does not hold what --resume needs") from error
-        remove_drafts(file)
         print(f"resumed   {file}: {self.epoch} epochs and {self.batch} batches", flush=True)
 
     def _fingerprint(self) -> str:
@@ -361,6 +368,7 @@ def _settle(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
             raise Fault("--resume and --overwrite need --checkpoint FILE")
         return options, None
     check_writable(file)
+    remove_drafts(file)
     if not os.path.exists(file):
         if options.resume:
             print(f"{file}: nothing to resume yet, starting from the beginning", file=sys.stderr)
@@ -373,9 +381,8 @@ def _settle(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any] | None]:
     try:
         # Before there was a choice, the loop was the fused one.
         kept = {name: {"loop": FUSED, **saved["options"]}[name] for name in KEPT}
-        if kept["loop"] not in LOOPS:  # one of a later version
-            raise LookupError
-    except (LookupError, TypeError) as error:
+        check_network(saved, kept)
+    except Exception as error:  # whatever a value that is none of a training's leads to
         raise CheckpointError(f"{file}: does not hold what --resume needs") from error
     _check_agreement(file, wishes, kept)
     return dataclasses.replace(options, **{**kept, **wishes}), saved
@@ -432,12 +439,11 @@ def _datasets(options: Options) -> tuple[ImageDataset, ImageDataset]:
         make = DigitsDataset
     else:
         folder = options.data_dir
-        classes = max(CLASSES, options.sizes[-1] if options.sizes else 0)
         if options.download:
             download_mnist(folder)
 
         def make(train: bool) -> ImageDataset:
-            return MNISTDataset(folder, train, classes=classes)
+            return MNISTDataset(folder, train, classes=_ANY)  # _sizes() looks at the labels
 
     train_data, test_data = make(True), make(False)
     shapes = [f"{data.images.shape[1]}×{data.images.shape[2]}" for data in (train_data, test_data)]
@@ -463,11 +469,16 @@ def _statistics(images: Tensor) -> tuple[float, float]:
 
 def _sizes(options: Options, train_data: ImageDataset, test_data: ImageDataset) -> tuple[int, ...]:
     pixels = train_data.images[0].numel()
-    sizes = options.sizes or (pixels, HIDDEN, CLASSES)
+    greatest = max(int(data.labels.max()) for data in (train_data, test_data))
+    sizes = options.sizes or (pixels, HIDDEN, max(CLASSES, greatest + 1))
     text = ",".join(map(str, sizes))
+    if not options.sizes and sizes[-1] > MOST_CLASSES:
+        raise Fault(
+            f"{options.data_dir}: has labels up to {greatest}: if so many classes are meant, give "
+            f"--sizes {text}"
+        )
     if sizes[0] != pixels:
         raise Fault(f"--sizes {text}: must begin with the {pixels} pixels of an image")
-    greatest = max(int(data.labels.max()) for data in (train_data, test_data))
     if sizes[-1] <= greatest:
         raise Fault(f"--sizes {text}: must end with at least {greatest + 1}, the number of classes")
     return sizes

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import os
 import pickle
+import re
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 import torch
+from image_files import random_images, write_idx
+from states import assert_same
+from torch import Tensor
 
 from fastmlp import checkpoint
 from fastmlp._faults import Fault
 from fastmlp._files import check_writable, remove_drafts, write_whole
 from fastmlp.checkpoint import CheckpointError
+from fastmlp.cli import main
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -162,3 +171,167 @@ def test_a_bad_checkpoint_is_named(
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "mischief").exists()
+
+
+# ---- content that no training saves ----------------------------------------------------------
+
+WRONG_VALUES: list[Any] = [
+    None, True, -1, 0, 7, 2**31, 10**400, -1.5, 0.0, 1e300, float("nan"), float("inf"), "", "step",
+    (), [], {}, [None], [[1.0, 2.0]], (0.0, 0, 10**400), {"0.weight": 1}, torch.zeros(()),
+    torch.zeros(2, 3), torch.zeros(1).expand(10**6, 10**6), torch.tensor([float("nan")]),
+    torch.zeros(5, 24, dtype=torch.float64), torch.eye(3).to_sparse(),
+    torch.zeros(2, device="meta"),
+]  # fmt: skip
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The keys and indices that lead to each value inside, whole containers among them."""
+    found = [place]
+    if isinstance(value, dict):
+        steps: Any = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        steps = list(enumerate(value))[:2]  # others are like these
+    else:
+        return found
+    for key, inner in steps:
+        found += places(inner, (*place, key))
+    return found
+
+
+def at(value: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        value = value[key]
+    return value
+
+
+def with_other(value: Any, place: tuple[Any, ...], change: Callable[[Any, Any], Any]) -> Any:
+    """A copy in which change(container, key) was called for the container at a place."""
+    if len(place) == 1:
+        copied = list(value) if isinstance(value, tuple) else copy.copy(value)
+        change(copied, place[0])
+    else:
+        copied = list(value) if isinstance(value, tuple) else copy.copy(value)
+        copied[place[0]] = with_other(copied[place[0]], place[1:], change)
+    return tuple(copied) if isinstance(value, tuple) else copied
+
+
+def remove(container: Any, key: Any) -> None:
+    del container[key]
+
+
+def put(value: Any) -> Callable[[Any, Any], None]:
+    return lambda container, key: operator.setitem(container, key, value)
+
+
+def damaged(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value of a checkpoint, taken out or exchanged for each of the wrong ones."""
+    for place in places(state)[1:]:
+        yield f"{place} missing", with_other(state, place, remove)
+        value = at(state, place)
+        for wrong in WRONG_VALUES:
+            yield f"{place}: {wrong}", with_other(state, place, put(wrong))
+        if isinstance(value, Tensor):
+            for name, other in (
+                ("turned", value.t()),
+                ("longer", torch.cat((value, value))),
+                ("whole numbers", value.long()),
+                ("complex", value.to(torch.complex64)),
+                ("one value", value.flatten()[:1].expand(value.shape)),
+                ("NaN", torch.full_like(value, float("nan"))),
+                ("huge", torch.full_like(value, 3e38)),
+            ):
+                yield f"{place}: {name}", with_other(state, place, put(other))
+
+
+@pytest.fixture(params=["--loop=step", "--compare"])
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The checkpoint of a training that ended within its second epoch."""
+    write_idx(tmp_path, *random_images(60), train=True)
+    write_idx(tmp_path, *random_images(20), train=False)
+    file = tmp_path / "c.pt"
+    go = ["train", "--data-dir", tmp_path, "--sizes", "24,5,10", "--batch-size", 7, request.param,
+          "--epochs", 3, "--checkpoint-every", 5, "--checkpoint", file]  # fmt: skip
+    states = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda _, content: states.append(copy.deepcopy(content)))
+        assert main([str(argument) for argument in go]) == 0
+    states = [state for state in states if (state["epoch"], state["batch"]) == (1, 6)]
+    checkpoint.save(file, states[0])
+    return file
+
+
+def resume(file: Path, capsys: pytest.CaptureFixture[str], told: str) -> int:
+    """Goes on from a checkpoint: that is done, or refused in one line."""
+    capsys.readouterr()
+    status = main(["train", "--checkpoint", str(file), "--resume"])
+    errors = capsys.readouterr().err
+    assert status in (0, 1), told
+    if status:
+        assert re.fullmatch(r"fastmlp: [^\n]+\n", errors), f"{told}: {errors}"
+    return status
+
+
+def check_damages(trained: Path, capsys: pytest.CaptureFixture[str], every: int) -> None:
+    state = checkpoint.load(trained)
+    assert resume(trained, capsys, "as it was") == 0
+    done = checkpoint.load(trained)
+    refused = 0
+    for number, (told, content) in enumerate(damaged(state)):
+        if number % every == 0:
+            torch.save(content, trained)
+            refused += resume(trained, capsys, told)
+    assert refused > number // every * 0.9
+    checkpoint.save(trained, state)
+    assert resume(trained, capsys, "as it was") == 0
+    assert_same(checkpoint.load(trained), done)
+
+
+def test_content_that_no_training_saves_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_damages(trained, capsys, every=29)
+
+
+@pytest.mark.sweep
+def test_any_content_that_no_training_saves_is_refused(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_damages(trained, capsys, every=1)
+
+
+def test_a_compressed_archive_is_no_checkpoint(tmp_path: Path) -> None:
+    """It could ask for a thousand times its size in memory."""
+    checkpoint.save(tmp_path / "c.pt", {"model": torch.zeros(10**6)})
+    with (
+        zipfile.ZipFile(tmp_path / "c.pt") as whole,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in whole.namelist():
+            small.writestr(name, whole.read(name))
+    with pytest.raises(CheckpointError, match="not a checkpoint, or a damaged one"):
+        checkpoint.load(tmp_path / "small.pt")
+
+
+def test_what_is_checked_is_what_is_read(tmp_path: Path) -> None:
+    """Of an archive with another before it, torch reads the other; of one marked as a folder
+    nothing, and gives what was in the memory."""
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, {"model": torch.arange(50.0)})
+    whole = path.read_bytes()
+    spoil(path, "a flipped bit")
+    path.write_bytes(path.read_bytes() + whole)
+    assert torch.equal(checkpoint.load(path)["model"], torch.arange(50.0))
+    # Marked as a folder, in the attributes that MS-DOS had.
+    at = whole.rindex(b"PK\1\2", 0, whole.rindex(b"archive/data/0"))
+    path.write_bytes(whole[: at + 38] + b"\x10" + whole[at + 39 :])
+    assert torch.equal(checkpoint.load(path)["model"], torch.arange(50.0))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_checkpoint_is_a_regular_file(tmp_path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "c.pt")
+    else:
+        (tmp_path / "c.pt").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"c\.pt: cannot be read: not a regular file"):
+        checkpoint.load(tmp_path / "c.pt")

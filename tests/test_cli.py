@@ -5,20 +5,25 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from image_files import random_images, write_idx
+from image_files import TREES, random_images, write_idx, write_png_tree
 
 import fastmlp
 from fastmlp import train
+from fastmlp._loops import StepTrainee
 from fastmlp._options import LOOPS, Options
 from fastmlp.cli import main
-from fastmlp.data import download
+from fastmlp.data import download, sheet
 
 TINY = ["--sizes", "24,5,10", "--epochs", "1"]
 
@@ -158,9 +163,112 @@ def test_sizes_that_do_not_fit_the_data(fails: Any, data: Path, sizes: str, says
     assert says in fails("train", "--data-dir", data, "--sizes", sizes)
 
 
+def letters(folder: Path, greatest: int = 26) -> None:
+    for part, count in ((True, 120), (False, 30)):
+        images, _ = random_images(count)
+        labels = 1 + torch.arange(count) % 26
+        labels[-1] = greatest
+        write_idx(folder, images, labels, part)
+
+
+def test_as_many_classes_as_the_labels_need(
+    fails: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters(tmp_path)
+    go = ["train", "--data-dir", str(tmp_path), "--epochs", "1"]
+    assert main(go) == 0
+    assert "network   24-300-27" in capsys.readouterr().out
+    file = str(tmp_path / "c.pt")
+    assert main([*go, "--sizes", "24,8,30", "--checkpoint", file]) == 0
+    assert main([*go, "--epochs", "2", "--checkpoint", file, "--resume"]) == 0
+    assert "network   24-8-30" in capsys.readouterr().out
+    assert "--sizes 24,8,26: must end with at least 27" in fails(*go, "--sizes", "24,8,26")
+    letters(tmp_path, 29)
+    assert "was trained on other data" in fails(*go, "--checkpoint", file, "--resume")
+    letters(tmp_path, 255)
+    assert "must end with at least 256" in fails(*go, "--checkpoint", file, "--resume")
+    assert main(go) == 0
+    assert "network   24-300-256" in capsys.readouterr().out
+
+
+def test_labels_of_a_tree(fails: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tree in TREES.values():
+        images, labels = random_images(20)
+        write_png_tree(tmp_path / tree, images, labels + 41)
+    go = ["train", "--data-dir", str(tmp_path), "--epochs", "1"]
+    assert main(go) == 0
+    assert "network   24-300-51" in capsys.readouterr().out
+    (tmp_path / "training" / "50").rename(tmp_path / "training" / "2024")
+    told = fails(*go)
+    assert "labels up to 2024" in told
+    assert "--sizes 24,300,2025" in told
+    assert main([*go, "--sizes", "24,5,2025"]) == 0
+    (tmp_path / "training" / "2024").rename(tmp_path / "training" / "99999999999999999999")
+    assert "out of range" in fails(*go)
+
+
+def test_labels_beyond_mnist_s_are_verified_on_demand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters(tmp_path)
+    assert main(["data", "verify", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "label 10 of image 9 is out of range 0…9 (--not-mnist is for other sets)" in told
+    assert main(["data", "verify", str(tmp_path), "--not-mnist"]) == 0
+    assert "120 labels, of 0…26: 0 5 5 5" in capsys.readouterr().out
+
+
+def test_the_largest_batch(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for loop in LOOPS:
+        go = ["train", "--data-dir", str(data), *TINY, "--batch-size", "2147483647"]
+        assert main([*go, "--loop", loop]) == 0
+        assert "1 batches of 2147483647" in capsys.readouterr().out
+
+
+def test_a_tilde_in_every_place(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    train = ["train", "--data-dir=~/data", *TINY, "--checkpoint=~/c.pt", "--plot=~/p.png"]
+    assert main(train) == 0
+    assert main([*train, "--resume"]) == 0
+    assert main(["data", "convert", "~/data", "~/tree", "--to", "png"]) == 0
+    assert main(["data", "show", "~/tree", "--out=~/sheet.png"]) == 0
+    assert main(["data", "verify", "~/tree"]) == 0
+    assert os.listdir() == []
+    assert {"c.pt", "p.png", "tree", "sheet.png"} <= set(os.listdir(tmp_path))
+
+
 def test_a_network_larger_than_the_memory(fails: Any, data: Path) -> None:
     sizes = "24,2000000000,2000000000,10"  # 16 million TB
     assert f"--sizes {sizes}: " in fails("train", "--data-dir", data, "--sizes", sizes)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), "torch's"])
+def test_memory_that_is_missing_in_the_training(
+    fails: Any, data: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    def learn(*_: object) -> None:
+        if isinstance(error, MemoryError):
+            raise error
+        torch.empty(2**60)
+
+    monkeypatch.setattr(StepTrainee, "learn", learn)
+    assert "memory" in fails("train", "--data-dir", data, *TINY)
+
+
+def test_an_error_of_the_program_is_not_hidden(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(*_: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(StepTrainee, "learn", learn)
+    with pytest.raises(RuntimeError, match="of our own"):
+        main(["train", "--data-dir", str(data), *TINY])
 
 
 def test_a_terminal_that_knows_ascii_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,16 +342,111 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
     assert torch.load(file)["model"]["0.weight"].isfinite().all()
 
 
+LARGE = ["--sizes", "24,300,10", "--epochs", "1"]  # torch's writer has an error of its own then
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["train", "--data-dir", "data", *LARGE, "--checkpoint", "new.png"],
+        ["train", "--data-dir", "data", *TINY, "--plot", "new.png"],
+        ["data", "show", "data", "--out", "new.png"],
+        ["data", "convert", "data", "new.png", "--to", "idx"],
+        ["data", "convert", "data", "new.png", "--to", "idx", "--gzip"],
+        ["data", "convert", "data", "new.png", "--to", "png"],
+    ],
+)
 def test_a_full_disk_is_one_line(
+    fails: Any, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, what: list[str]
+) -> None:
+    """A limit on files' sizes fails where a full disk does: in the midst of any write."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
+    resource = pytest.importorskip("resource")
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        told = fails(*what)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert told == "fastmlp: new.png: File too large\n"
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_disk_that_is_full_in_the_end(
     fails: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "c.pt")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    told = fails("train", "--data-dir", data, *TINY, "--checkpoint", tmp_path / "c.pt")
-    assert told == "fastmlp: c.pt: No space left on device\n"
-    assert sorted(os.listdir(tmp_path)) == ["data"]
+    file = tmp_path / "c.pt"
+    told = fails("train", "--data-dir", data, *TINY, "--checkpoint", file)
+    assert told == f"fastmlp: {file}: No space left on device\n"
+    assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.fixture
+def stranger() -> Iterator[Path]:
+    """A folder of which only what is made readable is; for its owner, too, if that is not root."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are root's alone
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+        for path in (folder, *folder.rglob("*")):  # which lists a folder after its turn
+            path.chmod(0o777)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Root, who may read anything, is nobody for the while."""
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs file modes")
+def test_what_may_not_be_read_is_one_line(fails: Any, stranger: Path) -> None:
+    assert sheet  # imported while that may be read
+    idx, tree, file = stranger / "idx", stranger / "tree", stranger / "c.pt"
+    hidden, label = stranger / "hidden", tree / "training" / "3"
+    for part in (True, False):
+        write_idx(idx, *random_images(20), part)
+        write_png_tree(tree / TREES[part], *random_images(20))
+    hidden.mkdir()
+    assert main(["train", "--data-dir", str(idx), *TINY, "--checkpoint", str(file)]) == 0
+    labels, image = idx / "train-labels-idx1-ubyte", label / "00003.png"
+    train, verify = ("train", *TINY, "--data-dir"), ("data", "verify")
+    for closed, mode, arguments, names in (
+        (idx, 0, (*train, idx), idx),
+        (idx, 0, (*train, idx, "--download"), idx),
+        (labels, 0, (*train, idx), labels),
+        (label, 0, (*train, tree), label),
+        (label, 0o444, (*train, tree), label),
+        (image, 0, (*train, tree), image),
+        (hidden, 0, (*verify, hidden / "x"), hidden),
+        (hidden, 0, (*train, hidden / "x", "--download"), hidden),
+        (hidden, 0, (*train, idx, "--checkpoint", hidden / "c.pt"), hidden),
+        (hidden, 0, (*train, idx, "--checkpoint", hidden / "c.pt", "--resume"), hidden),
+        (hidden, 0o555, (*train, idx, "--plot", hidden / "p.png"), hidden),
+        (hidden, 0o555, ("data", "show", idx, "--out", hidden / "p.png"), hidden),
+        (hidden, 0o555, ("data", "convert", idx, hidden / "x", "--to", "png"), hidden),
+        (file, 0, ("train", "--checkpoint", file, "--resume"), file),
+    ):
+        before = closed.stat().st_mode
+        closed.chmod(mode)
+        with as_somebody_else():
+            told = fails(*arguments)
+        closed.chmod(before)
+        assert str(names) in told
+        assert "Permission denied" in told
 
 
 def test_a_reader_who_leaves_early_is_no_fault(data: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from image_files import (
     write_png_tree,
 )
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from fastmlp._faults import MissingExtra
 from fastmlp.data import (
@@ -41,6 +43,7 @@ from fastmlp.data import (
     download,
     download_mnist,
 )
+from fastmlp.data.images import has_own_items
 
 
 @pytest.fixture
@@ -200,6 +203,147 @@ def test_loader_gives_what_item_by_item_gives(
         assert torch.equal(images, wanted_images)
         assert labels.dtype == wanted_labels.dtype
         assert torch.equal(labels, wanted_labels)
+
+
+class OwnItems(ImageDataset):
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        image, label = super().__getitem__(index)
+        return 1 - image, label % 2
+
+
+class OwnItemsOfMnist(MNISTDataset):
+    def __init__(self, dir: Path) -> None:
+        super().__init__(dir)
+        self.names = {row: row % 3 for row in range(40)}  # which no tensor is a key of
+
+    def __getitem__(self, index: Any) -> tuple[Any, int]:
+        return super().__getitem__(index)[0], self.names[index]
+
+
+class HalfAsLong(ImageDataset):
+    """Changes what items are made of, by what the base's __getitem__ asks."""
+
+    def __len__(self) -> int:
+        return len(self.labels) // 2
+
+
+class OtherTransform(ImageDataset):
+    def _batch_transform(self) -> Any:
+        return lambda image: -image[0].float()
+
+
+class ChosenByProperty(ImageDataset):
+    """Of each image it gives the next one: one after the other as well as at once."""
+
+    @property
+    def images(self) -> Tensor:
+        return self._images.roll(-1, 0)
+
+    @images.setter
+    def images(self, images: Tensor) -> None:
+        self._images = images
+
+
+class WithNames(ImageDataset):
+    """Overrides nothing that matters."""
+
+    def name(self, row: int) -> str:
+        return f"digit {self.labels[row]}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        (ImageDataset, False),
+        (WithNames, False),
+        (OwnItems, True),
+        (HalfAsLong, True),
+        (OtherTransform, True),
+        (ChosenByProperty, True),
+    ],
+)
+@pytest.mark.parametrize("function", [None, collate])
+def test_a_derived_class_s_items_are_what_a_loader_gives(
+    kind: type[ImageDataset], own: bool, function: Any
+) -> None:
+    data = kind(*random_images(40))
+    assert has_own_items(data) is own
+    assert not own or not isinstance(data.__getitems__([0]), Batch)
+    assert own or isinstance(data.__getitems__([0]), Batch)
+    for loader in (
+        DataLoader(data, 8, collate_fn=function),
+        DataLoader(Subset(data, range(8)), 8, collate_fn=function),
+        DataLoader(data, batch_sampler=[torch.arange(8)], collate_fn=function),
+    ):
+        got, labels = next(iter(loader))
+        wanted, wanted_labels = default_collate([data[row] for row in range(8)])
+        assert torch.equal(got, wanted)
+        assert torch.equal(labels, wanted_labels)
+
+
+def test_a_batch_sampler_s_tensors_reach_own_items_as_numbers(idx_folder: Path) -> None:
+    data = OwnItemsOfMnist(idx_folder)
+    rows = torch.tensor([4, 39, 0])
+    assert [label for _, label in data.__getitems__(rows)] == [1, 0, 0]
+
+
+def test_a_class_that_adds_to_batches_may_use_the_base_s() -> None:
+    class Darker(ImageDataset):
+        def __getitems__(self, indices: Any) -> Any:
+            batch = super().__getitems__(indices)
+            assert isinstance(batch, Batch)
+            return Batch(batch.images / 2, batch.labels)
+
+    data = Darker(*random_images(8))
+    assert has_own_items(data)
+    (got, _), *_ = data.__getitems__([0])
+    assert torch.equal(got, data[0][0] / 2)
+
+
+class Flat(ToTensor):
+    """Means one image: on a batch it would make one long row."""
+
+    def __call__(self, image: Any) -> Tensor:
+        return super().__call__(image).flatten()
+
+
+class FlatInBatches(Flat):
+    on_batches = True
+
+    def __call__(self, image: Any) -> Tensor:
+        return ToTensor.__call__(self, image).flatten(-3)
+
+
+class FlatAfterAll(Compose):
+    def __call__(self, image: Any) -> Any:
+        return super().__call__(image).flatten()
+
+
+class JustNamed(Compose):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("transform", "at_once"),
+    [
+        (Flat(), False),
+        (FlatInBatches(), True),
+        (Compose([Flat()]), False),
+        (Compose([Compose([ToTensor()]), Normalize([0.1], [0.3])]), True),
+        (FlatAfterAll([ToTensor()]), False),
+        (JustNamed([ToTensor()]), True),
+        (JustNamed([Flat()]), False),
+    ],
+)
+def test_an_inherited_on_batches_says_nothing_of_another_call(
+    transform: Any, at_once: bool
+) -> None:
+    data = ImageDataset(*random_images(8), transform)
+    batch = data.__getitems__([1, 5, 2])
+    assert isinstance(batch, Batch) is at_once
+    for row, (image, label) in zip((1, 5, 2), batch, strict=True):
+        assert torch.equal(image, data[row][0])
+        assert label == data[row][1]
 
 
 def test_getitems_is_a_sequence_of_items(idx_folder: Path) -> None:
@@ -393,7 +537,7 @@ IDX_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "truncated header": (rewrite(IMAGES, lambda c: c[:9]), IMAGES, "truncated inside its header"),
     "truncated": (rewrite(IMAGES, lambda c: c[:-1]), IMAGES, "truncated: 959 bytes.* 40×4×6"),
-    "too long": (rewrite(LABELS, lambda c: c + b"\0"), LABELS, "too long: 41 bytes"),
+    "too long": (rewrite(LABELS, lambda c: c + b"\0"), LABELS, "too long: more than the 40 bytes"),
     "no images": (rewrite(IMAGES, lambda c: c[:4] + bytes(4) + c[8:16]), IMAGES, "empty: .* 0×4×6"),
     "huge": (rewrite(IMAGES, lambda c: c[:4] + b"\xff" * 12 + c[16:]), IMAGES, "truncated"),
     "truncated gzip": (rewrite(IMAGES, lambda c: gzip.compress(c)[:-9]), IMAGES, "broken gzip"),
@@ -411,6 +555,32 @@ IDX_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "no such file",
     ),
 }
+
+
+def test_gzip_makes_no_more_of_a_file_than_its_header_promises(idx_folder: Path) -> None:
+    """2 MB of gzip can hold 2 GB: what is not promised is not unpacked."""
+    path = idx_folder / IMAGES
+    path.write_bytes(gzip.compress(idx_bytes(torch.zeros(3, 2, 2)) + bytes(1 << 28)))
+    tracemalloc.start()
+    try:
+        check_fault(idx_folder, IMAGES, "too long: more than the 3×2×2 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        path.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + b"\x7f" * 12 + bytes(1000)))
+        check_fault(idx_folder, IMAGES, "truncated: 1000 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read(idx_folder: Path, kind: str) -> None:
+    path = idx_folder / LABELS
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    check_fault(idx_folder, LABELS, "cannot be read: not a regular file")
 
 
 def check_fault(folder: Path, names: str, says: str) -> None:
@@ -451,7 +621,7 @@ PNG_FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "5×6 pixels instead of 4×6",
     ),
     "16 bits": (lambda f: save_png(f / "7/00017.png", "I;16", (6, 4)), "00017.png", "8 bits"),
-    "a folder as image": (lambda f: (f / "7/a.png").mkdir(), "a.png", "broken image"),
+    "a folder as image": (lambda f: (f / "7/a.png").mkdir(), "a.png", "not a regular file"),
     "label no number": (lambda f: (f / "7").rename(f / "seven"), "seven", "not a number"),
     "label": (lambda f: (f / "7").rename(f / "10"), "10", "label 10 is out of range 0…9"),
     "no image": (
@@ -520,6 +690,93 @@ def test_download_replaces_no_file_of_the_users(mirror: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.gz: is not MNIST's"):
         download_mnist(tmp_path)
     assert own.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("place", [".", "MNIST/raw"])
+@pytest.mark.parametrize("form", ["unzipped", "with a dot", "zipped again", "both"])
+def test_download_fetches_nothing_that_is_there(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, form: str
+) -> None:
+    folder = tmp_path / "data" / place
+    folder.mkdir(parents=True)
+    contents = {}
+    for zipped in mirror.iterdir():
+        content = gzip.decompress(zipped.read_bytes())
+        train, kind = zipped.name.startswith("train"), zipped.name.split("-")[1]
+        contents[train, kind] = hashlib.sha256(content).hexdigest()
+        name = zipped.name.removesuffix(".gz")
+        if form == "with a dot":
+            name = name.replace("-idx", ".idx")
+        if form == "zipped again":
+            (folder / zipped.name).write_bytes(gzip.compress(content, 1, mtime=7))
+        else:
+            (folder / name).write_bytes(content)
+        if form == "both":
+            shutil.copy(zipped, folder)
+        zipped.unlink()
+    before = sorted(os.listdir(folder))
+    monkeypatch.setattr(download, "CONTENTS", contents)
+    download_mnist(tmp_path / "data")
+    assert sorted(os.listdir(folder)) == before
+    assert len(MNISTDataset(tmp_path / "data")) == 20
+
+
+def test_download_puts_a_file_beside_the_other_of_its_part(mirror: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    shutil.copy(mirror / "train-images-idx3-ubyte.gz", raw)
+    download_mnist(tmp_path / "data")
+    assert [path.name for path in sorted(raw.iterdir())] == [
+        "train-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+    ]
+    for train in (True, False):
+        assert len(MNISTDataset(tmp_path / "data", train)) == 20
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_download_does_not_take_another_set_for_mnist(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Such as Fashion-MNIST, or MNIST with a wrong byte; a set of one's own is not disturbed."""
+    write_idx(tmp_path, *random_images(20, 3, 3), True, suffix)
+    if suffix:  # under the name of what would be fetched
+        with pytest.raises(DataError, match=r"is not MNIST's \(SHA-256 differs\); move it away"):
+            download_mnist(tmp_path)
+    else:
+        download_mnist(tmp_path)
+    monkeypatch.setattr(download, "COUNTS", {True: 20, False: 20})
+    with pytest.raises(DataError, match=r"train-images.* is not MNIST's \(SHA-256 differs\)"):
+        download_mnist(tmp_path)
+
+
+def test_download_tells_of_a_broken_file(mirror: Path, tmp_path: Path) -> None:
+    own = tmp_path / "train-labels-idx1-ubyte"
+    own.write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"ubyte: is not MNIST's \(.*: not an IDX file.*move it"):
+        download_mnist(tmp_path)
+    own.unlink()
+    os.mkfifo(own)
+    with pytest.raises(DataError, match=r"ubyte: .*not a regular file"):
+        download_mnist(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(mirror)
+    download_mnist("~/digits")
+    assert len(os.listdir(home / "digits")) == 4
+    for name in ("~/digits", Path("~/digits")):
+        assert len(MNISTDataset(name, train=False)) == 20
+    shutil.copytree(home / "digits", "~")  # what is really called so can still be named
+    assert len(MNISTDataset("./~")) == 20
+    with pytest.raises(DataError, match=r"^~nobody-of-this-name/x: no such folder"):
+        MNISTDataset("~nobody-of-this-name/x")
 
 
 def test_download_without_a_network_is_one_line(

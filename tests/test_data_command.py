@@ -521,7 +521,8 @@ def test_faults_of_a_tree_are_told(
     assert lines[1] == f"WRONG {files[20]}: 6×4 pixels instead of 4×6 as in {files[12]}"
     shutil.copytree(testing / "9", testing / "10")
     lines = verdicts(capsys, tmp_path / "tree")
-    assert lines[1:] == [f"WRONG {testing / '10'}: label 10 is out of range 0…9"]
+    told = f"WRONG {testing / '10'}: label 10 is out of range 0…9 (--not-mnist is for other sets)"
+    assert lines[1:] == [told]
 
 
 def test_a_tree_without_a_single_whole_file(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +82,64 @@ class TestBackend:
         assert str(tmp_path) not in path
         assert str(Path(torch.__file__).parents[1]) in path
 
+    @pytest.fixture
+    def venv(
+        self, backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., Path]:
+        """Makes venvs, with a torch or without; the build runs in one without, as uv has it."""
+
+        def make(name: str, version: str | None = None, suffix: str | None = None) -> Path:
+            packages = tmp_path / name / "packages"
+            packages.mkdir(parents=True)
+            if version:
+                self.install(packages, version)
+            suffix = suffix or sysconfig.get_config_var("EXT_SUFFIX")
+            python = tmp_path / name / "bin" / "python"
+            python.parent.mkdir()
+            python.write_text(f"#!/bin/sh\necho '{json.dumps([suffix, [str(packages)]])}'\n")
+            python.chmod(0o755)
+            (tmp_path / name / "pyvenv.cfg").touch()
+            return tmp_path / name
+
+        builder = make("builder")
+        monkeypatch.setattr(sys, "prefix", str(builder))
+        monkeypatch.setattr(sys, "base_prefix", "/usr")
+        monkeypatch.setattr(sys, "executable", str(builder / "bin" / "python"))
+        monkeypatch.delenv("CONDA_PREFIX", raising=False)
+        monkeypatch.delenv("PYTHONNOUSERSITE", raising=False)
+        monkeypatch.setenv("VIRTUAL_ENV", str(builder))
+        monkeypatch.setenv("PATH", f"{builder / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin")
+        return make
+
+    @pytest.mark.parametrize("told_by", ["PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "pyvenv.cfg"])
+    def test_a_build_in_a_venv_of_its_own_looks_for_the_environment_meant(
+        self,
+        backend: ModuleType,
+        venv: Callable[..., Path],
+        monkeypatch: pytest.MonkeyPatch,
+        told_by: str,
+    ) -> None:
+        meant = venv("meant", "2.11.0")
+        if told_by == "PATH":
+            empty, other = venv("empty"), venv("other", "2.12.0", ".other-python.so")
+            before = [str(place / "bin") for place in (empty, other, meant)]
+            monkeypatch.setenv("PATH", os.pathsep.join([*before, os.environ["PATH"]]))
+        elif told_by == "pyvenv.cfg":
+            command = f"home = /usr/bin\ncommand = {meant}/bin/python -m venv /tmp/x\n"
+            Path(sys.prefix, "pyvenv.cfg").write_text(command)
+        else:
+            monkeypatch.setenv(told_by, str(meant))
+        assert backend.target_path() == [str(meant / "packages")]
+        monkeypatch.setenv("PYTHONNOUSERSITE", "1")  # pip, whose interpreter is the target's
+        assert backend.target_path() == [str(Path(sys.prefix, "packages"))]
+
+    def test_a_build_in_a_venv_of_its_own_without_any_torch(
+        self, backend: ModuleType, venv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("VIRTUAL_ENV", str(venv("empty")))
+        monkeypatch.setenv("CONDA_PREFIX", "/nowhere")
+        assert backend.target_path() == [str(Path(sys.prefix, "packages"))]
+
     def test_sdist_is_complete_and_bound_to_no_torch(self, tmp_path: Path) -> None:
         pytest.importorskip("setuptools", minversion="77.0.3")
         subprocess.run(
@@ -100,6 +161,37 @@ class TestBackend:
             if file.suffix in {".cpp", ".cu", ".h", ".md", ".py", ".pyi"}
         }
         assert sources | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= packed
+
+
+COMPILERS = {
+    "none": (None, r"there is no C\+\+ compiler: .*/c: No such file or directory.*apt install g"),
+    "no program": ("", r"there is no C\+\+ compiler: .*/c: .*set CXX"),
+    "too old": (
+        "echo 'error: unrecognized option -std=c++17' >&2; exit 1",
+        r"does not compile C\+\+17 \(error: unrecognized.*GCC 11",
+    ),
+    "no headers": (
+        "! grep -q Python.h || { echo 'fatal error: Python.h: No such file' >&2; exit 1; }",
+        "finds no Python.h in .*apt install python3-dev",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize("fault", COMPILERS)
+def test_a_missing_compiler_is_one_line(tmp_path: Path, fault: str) -> None:
+    pytest.importorskip("setuptools", minversion="77.0.3")
+    text, says = COMPILERS[fault]
+    if text is not None:
+        (tmp_path / "c").write_text(f"#!/bin/sh\n{text}\n" if text else "")
+        (tmp_path / "c").chmod(0o755 if text else 0o644)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "-b", tmp_path, "-t", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "CXX": str(tmp_path / "c")},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.fullmatch(rf"fastmlp is compiled when it is installed, and .*{says}.*\n", done.stderr)
 
 
 class TestLoader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,25 @@ def filtered(rng: np.random.Generator, width: int, height: int, channels: int = 
     return lines.tobytes()
 
 
+def opaque_lines(rng: np.random.Generator, width: int, height: int, channels: int) -> bytes:
+    """Scan lines of random pixels whose last channel is 255, by the five filters in turns."""
+    pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    pixels[..., -1] = 255
+    raw = np.zeros((height + 1, channels + width * channels), dtype=np.int64)  # black around
+    raw[1:, channels:] = pixels.reshape(height, -1)
+    lines = b""
+    for row in range(1, height + 1):
+        x, left = raw[row, channels:], raw[row, :-channels]
+        up, corner = raw[row - 1, channels:], raw[row - 1, :-channels]
+        guess = left + up - corner
+        distances = np.stack([abs(guess - each) for each in (left, up, corner)])
+        paeth = np.choose(distances.argmin(0), (left, up, corner))  # the first of the nearest
+        method = row % 5
+        predicted = (0 * x, left, up, (left + up) // 2, paeth)[method]
+        lines += bytes([method]) + ((x - predicted) % 256).astype(np.uint8).tobytes()
+    return lines
+
+
 def write(folder: Path, contents: list[bytes]) -> list[str]:
     paths = [str(folder / f"{number:03d}.png") for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
@@ -75,7 +96,8 @@ def test_every_filter_of_every_plain_kind(
 ) -> None:
     monkeypatch.setattr(png, "_STACK", stack)
     rng = np.random.default_rng(colour)
-    contents = [png_file(filtered(rng, 5, 7, channels), 5, 7, colour=colour) for _ in range(150)]
+    lines = filtered if colour in (0, 2) else opaque_lines
+    contents = [png_file(lines(rng, 5, 7, channels), 5, 7, colour=colour) for _ in range(150)]
     paths = write(tmp_path, contents)
     monkeypatch.setattr(png._Reader, "_read_alone", lambda *_: pytest.fail("one by one"))
     assert torch.equal(read_pngs(paths), one_by_one(paths))
@@ -98,7 +120,7 @@ def test_files_of_all_kinds_beside_one_another(tmp_path: Path) -> None:
         png_file(lines, 8, 8),
         png_file(lines, 8, 8, parts=3),
         png_file(lines, 8, 8, before=text + chunk(b"gAMA", b"\0\0\1\0"), after=text),
-        png_file(lines, 8, 8, before=chunk(b"tRNS", b"\0\5")),
+        png_file(bytes(72), 8, 8, before=chunk(b"tRNS", b"\0\5")),  # no pixel is transparent
         png_file(lines, 8, 8, colour=3, before=colours),
         png_file(filtered(rng, 8, 8, 3), 8, 8, colour=2),
         png_file(filtered(rng, 1, 8), 8, 8, depth=1),
@@ -109,6 +131,119 @@ def test_files_of_all_kinds_beside_one_another(tmp_path: Path) -> None:
     for rotation in range(len(contents)):  # each of them is once the first
         paths = write(tmp_path, contents[rotation:] + contents[:rotation])
         assert torch.equal(read_pngs(paths), one_by_one(paths))
+
+
+def filled(depth: int, samples: int) -> bytes:
+    """Scan lines of eight rows of eight pixels that are 0, each of so many samples."""
+    return (b"\0" + bytes(depth * samples)) * 8
+
+
+def key(*samples: int) -> bytes:
+    return chunk(b"tRNS", struct.pack(f">{len(samples)}H", *samples))
+
+
+COLOURS = chunk(b"PLTE", bytes(range(48)))
+# In each file, pixels are 0 but for some, if any: whether the pixels are opaque, and the file.
+TRANSPARENCY: dict[str, tuple[bool, bytes]] = {
+    "grey": (False, png_file(filled(8, 1), 8, 8, before=key(0))),
+    "grey, no pixel of the key": (True, png_file(filled(8, 1), 8, 8, before=key(1))),
+    "grey of 1 bit, white": (False, png_file(b"\0\1" * 8, 8, 8, depth=1, before=key(1))),
+    "grey of 1 bit": (True, png_file(filled(1, 1), 8, 8, depth=1, before=key(1))),
+    "grey of 2 bits": (False, png_file(b"\0\0\2" * 8, 8, 8, depth=2, before=key(2))),
+    "grey of 2 bits, not scaled": (True, png_file(b"\0\0\2" * 8, 8, 8, depth=2, before=key(3))),
+    "grey of 4 bits": (False, png_file(b"\0\0\0\0\7" * 8, 8, 8, depth=4, before=key(7))),
+    "RGB": (False, png_file(filled(8, 3), 8, 8, colour=2, before=key(0, 0, 0))),
+    "RGB, one channel": (True, png_file(filled(8, 3), 8, 8, colour=2, before=key(0, 1, 0))),
+    "RGB of 16 bits": (
+        False,
+        png_file(filled(16, 3), 8, 8, colour=2, depth=16, before=key(0, 0, 0)),
+    ),
+    "RGB of 16 bits, another": (
+        True,
+        png_file(filled(16, 3), 8, 8, colour=2, depth=16, before=key(0, 256, 0)),
+    ),
+    "palette": (
+        False,
+        png_file(filled(8, 1), 8, 8, colour=3, before=COLOURS + chunk(b"tRNS", b"\0")),
+    ),
+    "palette, half": (
+        False,
+        png_file(filled(4, 1), 8, 8, colour=3, depth=4, before=COLOURS + chunk(b"tRNS", b"\x80")),
+    ),
+    "palette, unused": (
+        True,
+        png_file(filled(8, 1), 8, 8, colour=3, before=COLOURS + chunk(b"tRNS", b"\xff\0\x80")),
+    ),
+    "palette, one unused": (
+        True,
+        png_file(filled(8, 1), 8, 8, colour=3, before=COLOURS + chunk(b"tRNS", b"\xff\0")),
+    ),
+    "grey and alpha": (False, png_file(filled(8, 2), 8, 8, colour=4)),
+    "opaque grey and alpha": (True, png_file((b"\0" + b"\7\xff" * 8) * 8, 8, 8, colour=4)),
+    "one pixel of grey and alpha": (
+        False,
+        png_file((b"\0" + b"\7\xff" * 8) * 7 + b"\0" + b"\7\xff" * 7 + b"\7\xfe", 8, 8, colour=4),
+    ),
+    "RGB and alpha": (False, png_file(filled(8, 4), 8, 8, colour=6)),
+    "opaque RGB and alpha": (True, png_file((b"\0" + b"\7\6\5\xff" * 8) * 8, 8, 8, colour=6)),
+    "grey and alpha of 16 bits": (False, png_file(filled(16, 2), 8, 8, colour=4, depth=16)),
+    "interlaced": (False, png_file(bytes(200), 8, 8, colour=4, interlaced=1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")  # Pillow, one by one
+@pytest.mark.parametrize("large", [1, 1 << 16])  # the first: by threads
+@pytest.mark.parametrize("first", [False, True])  # which decides how the others are read
+@pytest.mark.parametrize("kind", TRANSPARENCY)
+def test_pixels_that_are_not_opaque_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, first: bool, large: int
+) -> None:
+    monkeypatch.setattr(png, "_LARGE", large)
+    opaque, content = TRANSPARENCY[kind]
+    others = [encode_png(np.zeros((8, 8), dtype=np.uint8))] * 3
+    alike = TRANSPARENCY["opaque " + kind][1:] * 3 if "opaque " + kind in TRANSPARENCY else ()
+    contents = [content, *alike, *others] if first else [*alike, *others, content]
+    paths = write(tmp_path, contents)
+    if opaque:
+        assert torch.equal(read_pngs(paths), one_by_one(paths))
+        return
+    faulty = contents.index(content)
+    with pytest.raises(DataError, match=f"^{paths[faulty]}: has transparent pixels"):
+        read_pngs(paths)
+    faults: list[DataError] = []
+    images = read_pngs(paths, faults=faults)
+    assert [str(fault).split(":")[0] for fault in faults] == [paths[faulty]]
+    assert not images[faulty].any()
+
+
+def test_a_first_image_of_another_size_asks_for_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(shape: tuple[int, ...], dtype: object) -> None:
+        raise MemoryError
+
+    small, large = (encode_png(np.zeros((side, side), dtype=np.uint8)) for side in (28, 90))
+    paths = write(tmp_path, [large, small, small])
+    monkeypatch.setattr(png.np, "zeros", no_memory)
+    with pytest.raises(DataError, match=r"000.png: 3 images of its size, 90×90 pixels, need 0 GiB"):
+        read_pngs(paths)
+    monkeypatch.setattr(png, "_ON_TRUST", 3 * 90 * 90 - 1)
+    with pytest.raises(DataError, match=r"001.png: 28×28 pixels instead of 90×90 as in .*000.png"):
+        read_pngs(paths)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_named(tmp_path: Path, kind: str) -> None:
+    write_png_tree(tmp_path / "training", *random_images(10))
+    path = tmp_path / "training" / "3" / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(DataError, match=f"^{path}: cannot be read: not a regular file$"):
+        MNISTDataset(tmp_path)
 
 
 def test_files_that_pillow_wrote(tmp_path: Path) -> None:
@@ -142,12 +277,22 @@ def with_a_wrong_crc() -> bytes:
     return bytes(content)
 
 
+def misplaced(kind: bytes) -> bytes:
+    """The chunk of this kind last but for the end."""
+    content = png_file(bytes(28), 6, 4)
+    at = content.index(kind) - 4
+    end = at + 12 + struct.unpack_from(">I", content, at)[0]
+    return content[:at] + content[end:-12] + content[at:end] + content[-12:]
+
+
 BROKEN: dict[str, Callable[[], bytes]] = {
     "unknown filter": with_filter_5,
     "checksum": with_a_wrong_crc,
     "no signature": lambda: b"\0" + png_file(bytes(28), 6, 4)[1:],
     "no end": lambda: png_file(bytes(28), 6, 4)[:-12],
     "no data": lambda: b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""),
+    "header behind the data": lambda: misplaced(b"IHDR"),
+    "short chunk": lambda: png_file(bytes(28), 6, 4, before=chunk(b"gAMA", b"")),
     "unknown chunk": lambda: png_file(bytes(28), 6, 4, before=chunk(b"IDAT", b"?")),
 }
 
@@ -233,12 +378,14 @@ def test_numbers_are_those_of_rows_or_none(
 IMAGES, LABELS = random_images(30)
 ORDER = LABELS.argsort(stable=True)
 LONG_AGO = 10**18  # nanoseconds: in 2001
+SAME_TIME = tree_cache._SAME_TIME
 
 
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's folder for caches; small trees are kept too."""
+    """The user's folder for caches; small trees, and such as have just been made, are kept too."""
     monkeypatch.setattr(tree_cache, "_LEAST", 1)
+    monkeypatch.setattr(tree_cache, "_SAME_TIME", 0)
     monkeypatch.setattr(tree_cache, "_user_folder", lambda: tmp_path / "user" / "caches")
     return tmp_path / "user"
 
@@ -315,8 +462,37 @@ def rewrite(root: Path) -> None:
     assert path.stat().st_size == size
 
 
+def replaced(root: Path, *, in_place: bool) -> None:
+    """Puts another image in a file's place, of as many bytes and the same time, as cp -p does."""
+    path = root / "training" / "7" / "00007.png"
+    before = path.stat()
+    content = path.read_bytes()
+    other = encode_png(255 - IMAGES[7].numpy()).ljust(len(content), b"\0")
+    assert len(other) == len(content)
+    target = path if in_place else path.with_suffix(".new")
+    target.write_bytes(other)
+    os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+    target.replace(path)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def exchanged(root: Path) -> None:
+    """Exchanges two files of equal size and time by renaming alone."""
+    one, two = (root / "training" / name / f"0000{name}.png" for name in "67")
+    for path in (one, two):
+        path.write_bytes(path.read_bytes().ljust(200, b"\0"))
+        os.utime(path, ns=(LONG_AGO, LONG_AGO))
+    MNISTDataset(root)  # which keeps this
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "changed": rewrite,
+    "changed, time restored": lambda f: replaced(f, in_place=True),
+    "another, time restored": lambda f: replaced(f, in_place=False),
     "touched": lambda f: os.utime(f / "training/7/00007.png"),
     "added": lambda f: (f / "training/7/x.png").write_bytes(encode_png(IMAGES[0].numpy())),
     "removed": lambda f: (f / "training/7/00007.png").unlink(),
@@ -332,10 +508,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_any_change_is_seen(
-    root: Path, reads: list[int], change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tree_cache, "_SAME_TIME", 0)
+def test_any_change_is_seen(root: Path, reads: list[int], change: str) -> None:
     check(root)
     CHANGES[change](root)
     first = MNISTDataset(root)
@@ -348,11 +521,48 @@ def test_any_change_is_seen(
         assert torch.equal(data.labels, wanted.labels)
 
 
-def test_new_files_are_not_kept(root: Path, reads: list[int]) -> None:
+def test_exchanged_files_are_seen(root: Path) -> None:
+    check(root)
+    exchanged(root)
+    assert torch.equal(MNISTDataset(root).images, MNISTDataset(root, cache=False).images)
+
+
+def test_a_copy_elsewhere_is_decoded_anew(root: Path, reads: list[int], tmp_path: Path) -> None:
+    check(root)
+    shutil.copytree(root, tmp_path / "copy")  # the cache and all, with their times
+    for _ in range(2):
+        check(tmp_path / "copy")
+    assert reads == [30, 30]
+
+
+@pytest.mark.parametrize("which", ["content", "anything"])
+def test_new_files_are_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """Of a file that has just changed the next change may bear the same time."""
+    now = time.time_ns()
     path = root / "training" / "7" / "00007.png"
-    os.utime(path, ns=(time.time_ns(), time.time_ns()))
+    os.utime(path, ns=(now, LONG_AGO if which == "anything" else now))
+    others = root / "training" / "6" / "00006.png"
+    os.utime(others, ns=(now, 2 * now))  # in the future: not the one that is looked at
+    monkeypatch.setattr(tree_cache, "_SAME_TIME", SAME_TIME)
+    if which == "content":  # as if the files had been there for long
+        monkeypatch.setattr(tree, "_status", long_there)
     check(root)
     assert os.listdir(root) == ["training"]
+
+
+def test_files_that_have_settled_are_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_cache, "_SAME_TIME", SAME_TIME)
+    monkeypatch.setattr(tree, "_status", long_there)
+    check(root)
+    assert kept(root).exists()
+
+
+def long_there(entry: os.DirEntry[str]) -> Any:
+    status = entry.stat()
+    return SimpleNamespace(
+        st_mode=status.st_mode, st_size=status.st_size, st_ino=status.st_ino,
+        st_mtime_ns=status.st_mtime_ns, st_ctime_ns=LONG_AGO,
+    )  # fmt: skip
 
 
 def test_few_bytes_are_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +589,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "key": flip(20),
     "count": flip(48),
     "height": flip(56),
+    "width": flip(64),
+    "height and width exchanged": lambda p: p.write_bytes(
+        p.read_bytes()[:56] + p.read_bytes()[64:72] + p.read_bytes()[56:64] + p.read_bytes()[72:]
+    ),
     "checksum": flip(72),
     "first byte": flip(76),
     "last byte": flip(-1),

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from image_files import mnist_folder, needs_mnist, random_images, write_idx
+from states import assert_same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -67,19 +68,6 @@ def make_training(
     sizes = (train_set.images[0].numel(), 300, 10)
     return train.Training(Options(sizes=sizes, **options), torch.device(device),
                           train_set, test_set)  # fmt: skip
-
-
-def assert_same(a: Any, b: Any, at: str = "") -> None:
-    """Bit for bit, whatever is in it; only the seconds may differ."""
-    assert type(a) is type(b), at
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        for key in a.keys() - {"seconds"}:
-            assert_same(a[key], b[key], f"{at}/{key}")
-    elif isinstance(a, Tensor):
-        assert torch.equal(a, b), at
-    else:
-        assert a == b, at
 
 
 # ---- learning --------------------------------------------------------------------------------
@@ -461,34 +449,6 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_numbers(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "c.pt"
-    go = ("--data-dir", data, "--epochs", 200, "--checkpoint", file, "--checkpoint-every", 10)
-    for seen in (0, 30):  # lines before the kill
-        with start(tmp_path, *go, "--resume") as process:
-            assert process.stdout is not None
-            while process.stdout.readline()[:5] != "epoch":
-                pass
-            for _ in range(seen):
-                process.stdout.readline()
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-    reached = checkpoint.load(file)["epoch"]
-    assert 0 < reached < 200
-    run("--checkpoint", file, "--resume")  # the rest is known
-    told = capsys.readouterr().out
-    assert f"resumed   {file}: {reached} epochs" in told
-    assert not [name for name in os.listdir(tmp_path) if name.endswith(".draft")]
-
-    run(*go[:4], "--checkpoint", tmp_path / "whole.pt")
-    wanted = lines(capsys.readouterr().out)
-    got = lines(told)
-    assert got == wanted[-len(got) :]
-    assert_same(checkpoint.load(file), checkpoint.load(tmp_path / "whole.pt"))
-
-
 @pytest.mark.parametrize(
     ("signum", "loop"),
     [(signal.SIGINT, "step"), *((signal.SIGTERM, name) for name in LOOPS)],
@@ -517,6 +477,15 @@ def test_a_signal_saves_and_ends_cleanly(
     run("--checkpoint", file, "--resume", "--epochs", epoch + 1)
     run(*go[:2], "--epochs", epoch + 1, "--loop", loop, "--checkpoint", tmp_path / "whole.pt")
     assert_same(checkpoint.load(file), checkpoint.load(tmp_path / "whole.pt"))
+
+
+def test_what_a_killed_first_save_left_is_removed(data: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    draft = tmp_path / f".c.pt.{dead.pid}.draft"
+    draft.touch()
+    run("--data-dir", data, "--epochs", 1, "--checkpoint", tmp_path / "c.pt", "--resume")
+    assert not draft.exists()
 
 
 def test_a_resumed_training_may_be_longer(data: Path, tmp_path: Path) -> None:

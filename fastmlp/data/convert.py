@@ -14,7 +14,7 @@ from .._files import remove_drafts, write_folder
 from .digits import DigitsDataset
 from .idx import write_idx
 from .images import ImageDataset
-from .mnist import DIMENSIONS, PREFIXES, TREES, IdxPair, MissingPart, MNISTDataset, find_part
+from .mnist import TREES, IdxPair, MissingPart, MNISTDataset, find_part, idx_name
 from .tree import PngTree, write_png_tree
 from .tree_cache import SUFFIX
 
@@ -57,10 +57,10 @@ def convert(source: str, target: str, to: str, *, gzip: bool, overwrite: bool) -
             else:
                 arrays = {"images": images, "labels": labels.to(torch.uint8)}
                 for kind, array in arrays.items():
-                    name = f"{PREFIXES[train]}-{kind}-idx{DIMENSIONS[kind]}-ubyte"
-                    write_idx(folder / (f"{name}.gz" if gzip else name), array)
+                    name = idx_name(train, kind) + (".gz" if gzip else "")
+                    write_idx(folder / name, array)
 
-    write_folder(place, fill, replace=overwrite)
+    write_folder(target, fill, replace=overwrite)
     for train in (True, False):
         if train in parts:
             count, height, width = parts[train][0].shape

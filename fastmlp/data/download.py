@@ -8,8 +8,11 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from .._files import write_whole
+from .._files import expand, open_regular, write_whole
+from .idx import idx_content, read_idx
 from .images import DataError
+from .mnist import DIMENSIONS, find_idx, idx_folders, idx_name
+from .verify import CONTENTS, COUNTS
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -32,25 +35,56 @@ _LARGEST = 1 << 24  # bytes; the largest of the files has 9,912,422
 def download_mnist(dir: str | os.PathLike[str]) -> None:
     """Fetches those of the four MNIST files (11 MB) that a folder lacks, and makes the folder.
 
-    Each file is checked and then written whole or not at all.
+    Nothing is fetched where MNISTDataset finds a file already: unzipped or not, in the folder or
+    in MNIST/raw, where torchvision leaves them. Each file is checked and then written whole or not
+    at all.
+
+    Args:
+        dir: the folder; a ~ at its beginning is the home folder.
 
     Raises:
-        DataError: no mirror answers, or a file of that name is there and is not MNIST's.
+        DataError: no mirror answers, or a file that is there is broken, or is not MNIST's. An
+            unzipped one need not be, as long as it does not hold as many images as MNIST's.
     """
-    folder = Path(dir)
+    folder = Path(expand(dir))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
-    for name, checksum in CHECKSUMS.items():
-        _provide(folder / name, checksum)
+    for train in (True, False):
+        # The two files of a part lie side by side: where one is, the other has to be.
+        found = [
+            [next(find_idx(place, train, kind), None) for kind in DIMENSIONS]
+            for place in idx_folders(folder)
+        ]
+        at = next((at for at, files in enumerate(found) if any(files)), 0)
+        for kind, path in zip(DIMENSIONS, found[at], strict=True):
+            if path is None:
+                _provide(idx_folders(folder)[at] / f"{idx_name(train, kind)}.gz")
+            else:
+                _check(path, train, kind)
 
 
-def _provide(path: Path, checksum: str) -> None:
-    if not path.exists():
-        content = _fetch(path.name, checksum)
-        write_whole(path, lambda file: file.write(content))
-    elif _sha256(path.read_bytes()) != checksum:
+def _provide(path: Path) -> None:
+    content = _fetch(path.name, CHECKSUMS[path.name])
+    write_whole(path, lambda file: file.write(content))
+
+
+def _check(path: Path, train: bool, kind: str) -> None:
+    """Raises a DataError if a file is there in place of MNIST's."""
+    zipped = path.suffix == ".gz"
+    try:
+        with open_regular(path) as file:
+            if zipped and _sha256(file.read(_LARGEST)) == CHECKSUMS[f"{idx_name(train, kind)}.gz"]:
+                return
+        array = read_idx(path, DIMENSIONS[kind])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise DataError(f"{path}: is not MNIST's ({error}); move it away to download it") from error
+    if (zipped or len(array) == COUNTS[train]) and _sha256(idx_content(array)) != CONTENTS[
+        train, kind
+    ]:
         raise DataError(f"{path}: is not MNIST's (SHA-256 differs); move it away to download it")
 
 

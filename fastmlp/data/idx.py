@@ -10,17 +10,19 @@ import gzip
 import math
 import struct
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from .._files import write_whole
+from .._files import open_regular, write_whole
 from .images import DataError
 
 _GZIP = b"\x1f\x8b"
 _UNSIGNED_BYTES = 8
+_AT_ONCE = 1 << 20  # bytes
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -33,31 +35,18 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     Raises:
         DataError: no such file, or it is not what it should be.
     """
-    content = _read(path)
-    if len(content) < 4 or content[:2] != b"\0\0":
-        raise DataError(
-            f"{path}: not an IDX file: it begins with {content[:4].hex(' ') or 'nothing'}"
-        )
-    code, found = content[2:4]
-    if code != _UNSIGNED_BYTES:
-        raise DataError(f"{path}: its elements are of type 0x{code:02x}, not unsigned bytes (0x08)")
-    if found != dimensions:
-        swapped = {1: "these are labels, not images", 3: "these are images, not labels"}
-        hint = swapped.get(found, "it is mislabelled")
-        raise DataError(f"{path}: it has {found} dimensions instead of {dimensions}: {hint}")
-    header = 4 + 4 * dimensions
-    if len(content) < header:
-        raise DataError(f"{path}: truncated inside its header, after {len(content)} bytes")
-    shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    size, promised = len(content) - header, math.prod(shape)
-    if size != promised:
-        fault = "truncated" if size < promised else "too long"
-        raise DataError(
-            f"{path}: {fault}: {size} bytes of data where {'×'.join(map(str, shape))} are promised"
-        )
-    if not size:
-        raise DataError(f"{path}: empty: its dimensions are {'×'.join(map(str, shape))}")
-    return torch.frombuffer(content, dtype=torch.uint8, offset=header).reshape(shape)
+    try:
+        with open_regular(path) as file:
+            zipped = file.read(2) == _GZIP
+            file.seek(0)
+            if not zipped:
+                return _read(file, path, dimensions)
+            with gzip.open(file) as unzipped:
+                return _read(unzipped, path, dimensions)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: broken gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def write_idx(path: Path, array: Tensor) -> None:
@@ -89,11 +78,33 @@ def idx_content(array: Tensor) -> bytes:
     return header + array.numpy().tobytes()
 
 
-def _read(path: Path) -> bytearray:
-    try:
-        content = path.read_bytes()
-        return bytearray(gzip.decompress(content) if content.startswith(_GZIP) else content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: broken gzip file: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+def _read(file: BufferedIOBase, path: Path, dimensions: int) -> Tensor:
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise DataError(f"{path}: not an IDX file: it begins with {start.hex(' ') or 'nothing'}")
+    code, found = start[2:]
+    if code != _UNSIGNED_BYTES:
+        raise DataError(f"{path}: its elements are of type 0x{code:02x}, not unsigned bytes (0x08)")
+    if found != dimensions:
+        swapped = {1: "these are labels, not images", 3: "these are images, not labels"}
+        hint = swapped.get(found, "it is mislabelled")
+        raise DataError(f"{path}: it has {found} dimensions instead of {dimensions}: {hint}")
+    header = file.read(4 * dimensions)
+    if len(header) < 4 * dimensions:
+        raise DataError(f"{path}: truncated inside its header, after {4 + len(header)} bytes")
+    shape = struct.unpack(f">{dimensions}I", header)
+    promised, text = math.prod(shape), "×".join(map(str, shape))
+    # In pieces: neither what the header promises, which may be a lie, nor what gzip can make of a
+    # small file is memory that is asked for before it is known to be needed.
+    content = bytearray()
+    while piece := file.read(min(_AT_ONCE, promised + 1 - len(content))):
+        content += piece
+    if len(content) > promised:
+        raise DataError(f"{path}: too long: more than the {text} bytes of data that are promised")
+    if len(content) < promised:
+        raise DataError(
+            f"{path}: truncated: {len(content)} bytes of data where {text} are promised"
+        )
+    if not promised:
+        raise DataError(f"{path}: empty: its dimensions are {text}")
+    return torch.frombuffer(content, dtype=torch.uint8).reshape(shape)

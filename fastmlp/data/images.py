@@ -10,11 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from .._faults import Fault, require
-from .transforms import ToTensor
+from .transforms import ToTensor, takes_batches
 
 
 class DataError(Fault, ValueError):
     """A file or folder of data is missing or broken; the message names it and the fault."""
+
+
+class LabelError(DataError):
+    """A label is beyond the number of classes."""
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
@@ -25,10 +29,12 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         labels: int64 `[n]`.
         transform: what to make of an image. None gives a tensor, float32 `[1, H, W]` in [0, 1], as
             ToTensor() does. A transform with a true attribute `on_batches` (as those of this
-            package) gets a uint8 tensor `[1, H, W]`, or `[n, 1, H, W]` from `__getitems__`. Any
-            other gets a PIL image of mode L, as torchvision would give it.
+            package) gets a uint8 tensor `[1, H, W]`, or `[n, 1, H, W]` from `__getitems__`; one
+            that inherits the attribute and has a `__call__` of its own gets `[1, H, W]` alone.
+            Any other gets a PIL image of mode L, as torchvision would give it.
 
-    Items are pairs of the transformed image and the label, an int.
+    Items are pairs of the transformed image and the label, an int. A derived class may make them
+    otherwise, in `__getitem__`: batches are then made of its items, one by one.
     """
 
     def __init__(
@@ -63,11 +69,12 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             indices: what a batch sampler yields; fastest as a tensor, int64 `[n]`, none negative.
         """
         transform = self._batch_transform()
-        if transform is None:
-            return [self[index] for index in indices]
+        if transform is None or not takes_batches(transform) or _differs(self, _ITEM):
+            rows = indices.tolist() if isinstance(indices, Tensor) else indices
+            return [self[row] for row in rows]
         if not isinstance(indices, Tensor):
-            rows = range(len(self))
-            indices = torch.tensor([rows[index] for index in indices], dtype=torch.int64)
+            all_rows = range(len(self))
+            indices = torch.tensor([all_rows[index] for index in indices], dtype=torch.int64)
         # index_select: two and a half times as fast as images[indices]
         images = transform(self.images.index_select(0, indices).unsqueeze(1))
         return Batch(images, self.labels.index_select(0, indices))
@@ -77,6 +84,29 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         if self.transform is None:
             return ToTensor()
         return self.transform if getattr(self.transform, "on_batches", False) else None
+
+
+# What an item is made by, and what it is made of.
+_ITEM = ("__getitem__", "__len__", "__getattribute__", "_batch_transform")
+_PARTS = ("images", "labels", "transform")
+
+
+def has_own_items(dataset: ImageDataset) -> bool:
+    """Whether a derived class makes items, or what they are made of, in a way of its own.
+
+    If so, `images`, `labels` and `transform` do not tell what the items are.
+    """
+    return _differs(dataset, (*_ITEM, "__getitems__"))
+
+
+def _differs(dataset: ImageDataset, methods: Sequence[str]) -> bool:
+    own = type(dataset)
+    if own is ImageDataset:
+        return False
+    return any(getattr(own, name) is not getattr(ImageDataset, name) for name in methods) or any(
+        hasattr(type(getattr(own, name, None)), "__set__")  # a property, for one
+        for name in _PARTS
+    )
 
 
 class Batch(Sequence[tuple[Any, int]]):
@@ -113,10 +143,11 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def check_labels(labels: Tensor, classes: int, source: object) -> None:
-    """Raises a DataError that names the source if a label is not in 0 … classes - 1."""
+    """Raises a LabelError that names the source if a label is not in 0 … classes - 1."""
+    labels = labels.to(torch.int64)  # 256 is no uint8, and compares as 0
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(
+        raise LabelError(
             f"{source}: label {int(labels[row])} of image {row} is out of range 0…{classes - 1}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._files import expand
 from .idx import read_idx
 from .images import DataError, ImageDataset, check_labels
 from .tree import PngTree
@@ -29,10 +31,10 @@ class MNISTDataset(ImageDataset):
       - PNG files `training/<label>/*.png` and `testing/<label>/*.png` (or `train`, `test`); by
         label, then by file name. Needs Pillow. What is decoded is kept for the next time, in a
         hidden file beside the tree or, where none can be written there, in the user's folder for
-        caches; it is used as long as names, sizes and times of the PNG files stay the same.
+        caches; it is used as long as the PNG files' names, sizes, times and inodes stay the same.
 
     Args:
-        dir: the folder.
+        dir: the folder; a ~ at its beginning is the home folder.
         train: the training part; otherwise the test part.
         transform: what to make of an image, see ImageDataset. None gives float32 `[1, H, W]`
             in [0, 1]; any callable that takes a PIL image will do.
@@ -52,7 +54,7 @@ class MNISTDataset(ImageDataset):
         classes: int = 10,
         cache: bool = True,
     ) -> None:
-        part = find_part(Path(dir), train)
+        part = find_part(Path(expand(dir)), train)
         if isinstance(part, IdxPair):
             images, labels = part.read(classes)
         else:
@@ -90,23 +92,21 @@ def find_part(root: Path, train: bool) -> IdxPair | Path:
         MissingPart: there is neither.
         DataError: there is no such folder, or one IDX file without the other.
     """
-    if not root.is_dir():
-        fault = "not a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}: {fault}")
-    prefix = PREFIXES[train]
+    if not is_folder(root):
+        raise DataError(f"{root}: {'not a folder' if _kind(root) else 'no such folder'}")
     for folder in idx_folders(root):
         images = next(find_idx(folder, train, "images"), None)
         labels = next(find_idx(folder, train, "labels"), None)
         if images and labels:
             return IdxPair(images, labels)
         if images or labels:
-            missing = f"{prefix}-labels-idx1-ubyte" if images else f"{prefix}-images-idx3-ubyte"
+            missing = idx_name(train, "labels" if images else "images")
             raise DataError(f"{folder / missing}[.gz]: no such file, beside {images or labels}")
     for name in TREES[train]:
-        if (root / name).is_dir():
+        if is_folder(root / name):
             return root / name
     raise MissingPart(
-        f"{root}: neither {prefix}-images-idx3-ubyte[.gz] in it nor a folder "
+        f"{root}: neither {idx_name(train, 'images')}[.gz] in it nor a folder "
         f"{' or '.join(TREES[train])}"
     )
 
@@ -116,10 +116,30 @@ def idx_folders(root: Path) -> tuple[Path, Path]:
     return root, root / "MNIST" / "raw"
 
 
+def idx_name(train: bool, kind: str, joint: str = "-") -> str:
+    """A file's name in MNIST, unzipped: train-images-idx3-ubyte."""
+    return f"{PREFIXES[train]}-{kind}{joint}idx{DIMENSIONS[kind]}-ubyte"
+
+
 def find_idx(folder: Path, train: bool, kind: str) -> Iterator[Path]:
     """The IDX files that hold a part's images or labels, in the order of preference."""
     for joint in "-.":  # both spellings are in circulation
         for suffix in ("", ".gz"):
-            name = f"{PREFIXES[train]}-{kind}{joint}idx{DIMENSIONS[kind]}-ubyte{suffix}"
-            if (folder / name).is_file():
+            name = f"{idx_name(train, kind, joint)}{suffix}"
+            if _kind(folder / name) not in (0, stat.S_IFDIR):  # read_idx() says what it is else
                 yield folder / name
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; a DataError if that cannot be known."""
+    return _kind(path) == stat.S_IFDIR
+
+
+def _kind(path: Path) -> int:
+    """stat.S_IFREG and so on, of what a link leads to; 0 where nothing is."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: no name of a file
+        return 0
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error

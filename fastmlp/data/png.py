@@ -3,16 +3,19 @@
 Of a file of 28×28 pixels Pillow opens one in the time in which it could decode ten. So Pillow sees
 none of the usual files: their scan lines are inflated here, laid below one another, and given to it
 as one tall image. Any other file, and any that is large or broken, it gets as it is: what is read,
-and what is said of a file that cannot be, is always Pillow's.
+and what is said of a file that cannot be, is always Pillow's. But it leaves out transparency when
+it turns an image to grey: digits drawn in black on a transparent ground would be black all over. So
+images are refused that are not opaque everywhere.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +34,19 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")  # length and kind, before its data; behind it a CRC of kind and data
 _CRC = struct.Struct(">I")
 _HEADER = struct.Struct(">IIBBBBB")  # IHDR: width, height, depth, colour type, three methods
+_MOST_TEXT = 1 << 16  # bytes
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type: grey, RGB, grey and alpha, RGB and alpha
-# Chunks that change no pixel as Pillow has it.
-_WITHOUT_EFFECT = {b"bKGD", b"cHRM", b"gAMA", b"pHYs", b"sRGB", b"tEXt", b"tIME"}
+_SCALES = {1: 255, 2: 85, 4: 17, 8: 1}  # of grey, by depth, to bytes as Pillow has them
+# Chunks that change no pixel as Pillow has it, and their lengths; of another it may refuse them.
+_WITHOUT_EFFECT: dict[bytes, Container[int]] = {
+    b"bKGD": (1, 2, 6),
+    b"cHRM": (32,),
+    b"gAMA": (4,),
+    b"pHYs": (9,),
+    b"sRGB": (1,),
+    b"tEXt": range(_MOST_TEXT),
+    b"tIME": (7,),
+}
 _EIGHT_BITS = {"1", "L", "LA", "P", "RGB", "RGBA"}  # modes that turn to grey without loss of range
 
 _AHEAD = 64  # files that are open at a time, far fewer than a process may have
@@ -42,6 +55,9 @@ _STACK = 1 << 22  # bytes of scan lines that make a tall image
 # takes so long that threads gain more than they lose by waiting for one another.
 _LARGE = 1 << 16
 _BYTES_AT_ONCE = 1 << 16  # of a file; most have less
+_MOST_BYTES = 1 << 20  # of a file that is not large; of one with more, Pillow reads what it needs
+# Bytes of pixels that are asked for on the word of the first image alone.
+_ON_TRUST = 1 << 30
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
@@ -60,7 +76,8 @@ def read_pngs(
         uint8 `[n, H, W]`; H and W are those of the first image that can be read.
 
     Raises:
-        DataError: an image is broken or of another size.
+        DataError: an image is broken, of another size or not opaque; or they are more than can be
+            held.
     """
     reader = _Reader(paths, faults)
     with Bar(len(paths), progress, leave=False, unit="file", delay=1) as bar:
@@ -122,9 +139,10 @@ class _Layout:
         """A file's scan lines; None if it is not of this layout, or is not as it should be."""
         if not content.startswith(_SIGNATURE):
             return None
-        header, parts, kind, at = b"", [], b"", len(_SIGNATURE)
+        kinds: list[bytes] = []  # of chunks; parts of the data that follow one another are one
+        header, parts, at = b"", [], len(_SIGNATURE)
         try:
-            while kind != b"IEND":
+            while not kinds or kinds[-1] != b"IEND":
                 length, kind = _CHUNK.unpack_from(content, at)
                 begin, end = at + 8, at + 8 + length
                 if _CRC.unpack_from(content, end)[0] != zlib.crc32(content[at + 4 : end]):
@@ -133,9 +151,13 @@ class _Layout:
                     parts.append(content[begin:end])
                 elif kind == b"IHDR":
                     header = content[begin:end]
-                elif kind != b"IEND" and kind not in _WITHOUT_EFFECT:
+                elif kind != b"IEND" and length not in _WITHOUT_EFFECT.get(kind, ()):
                     return None
+                if not (kind == b"IDAT" and kinds[-1:] == [kind]):
+                    kinds.append(kind)
                 at = end + 4
+            if kinds[0] != b"IHDR" or kinds.count(b"IHDR") > 1 or kinds.count(b"IDAT") != 1:
+                return None
             inflater = zlib.decompressobj()
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             lines = inflater.decompress(
@@ -166,10 +188,32 @@ class _Reader:
         self.paths = paths
         self.faults = faults
         self.first, shape = self._find_first()
-        self.images = np.zeros((len(paths), *shape), dtype=np.uint8)
+        self.images = self._allocate(shape)
         layout = _Layout.of(next(_read_ahead([self.first]))[0])
         self.large = layout is not None and layout.size >= _LARGE
         self.layout = None if self.large else layout
+
+    def _allocate(self, shape: tuple[int, ...]) -> Pixels:
+        size = len(self.paths) * math.prod(shape)
+        if size > _ON_TRUST:  # what a single file of a wrong size may ask for
+            for path in self.paths:
+                found = _header_size(path)
+                if found is not None and found != shape:
+                    raise self._other_size(path, found, shape)
+        try:
+            return np.zeros((len(self.paths), *shape), dtype=np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise DataError(
+                f"{self.first}: {len(self.paths)} images of its size, {_by(shape)} pixels, need "
+                f"{size / 2**30:.0f} GiB of memory"
+            ) from error
+
+    def _other_size(
+        self, path: str, found: tuple[int, ...], expected: tuple[int, ...]
+    ) -> DataError:
+        return DataError(
+            f"{path}: {_by(found)} pixels instead of {_by(expected)} as in {self.first}"
+        )
 
     def read(self, bar: Bar) -> None:
         if self.large:
@@ -218,15 +262,26 @@ class _Reader:
         if not stack:
             return
         assert self.layout is not None
-        height, width = self.images.shape[1:]
         try:
             with self.pil.open(io.BytesIO(self.layout.stack(stack))) as image:
-                pixels = np.asarray(image.convert("L"))
+                pixels = self._apart(np.asarray(image.convert("L")), len(rows))
+                opaque = np.ones(len(rows), dtype=bool)
+                if "A" in image.getbands():
+                    alpha = self._apart(np.asarray(image.getchannel("A")), len(rows))
+                    opaque = alpha.min(axis=(1, 2)) == 255
         except Exception:  # one of them has a line of no known filter: Pillow will say which
             for row in rows:
                 self._note(self._read_alone(row))
         else:
-            self.images[rows] = pixels.reshape(len(rows), height + 1, width)[:, :height]
+            self.images[rows] = pixels
+            for place in np.flatnonzero(~opaque):
+                self.images[rows[place]] = 0
+                self._note(self._read_alone(rows[place]))
+
+    def _apart(self, pixels: Pixels, count: int) -> Pixels:
+        """The images of a stack, without the lines between them."""
+        height, width = self.images.shape[1:]
+        return pixels.reshape(count, height + 1, width)[:, :height]
 
     def _read_alone(self, row: int) -> DataError | None:
         """Fills a row by Pillow, or says why it cannot be."""
@@ -238,10 +293,7 @@ class _Reader:
         if image.shape == self.images.shape[1:]:
             self.images[row] = image
             return None
-        found, expected = (
-            f"{height}×{width}" for height, width in (image.shape, self.images.shape[1:])
-        )
-        return DataError(f"{path}: {found} pixels instead of {expected} as in {self.first}")
+        return self._other_size(path, image.shape, self.images.shape[1:])
 
     def _decode(self, path: str) -> Pixels:
         """An image, uint8 `[H, W]`, as Pillow has it."""
@@ -251,6 +303,12 @@ class _Reader:
             with self.pil.open(path) as image:
                 if image.mode not in _EIGHT_BITS:
                     raise DataError(f"{path}: pixels of mode {image.mode}, not of 8 bits")
+                if not _opaque(image, path):
+                    raise DataError(
+                        f"{path}: has transparent pixels, whose grey depends on what lies behind "
+                        "them: save it with an opaque ground, black or white"
+                    )
+                image.info.pop("transparency", None)  # of which convert() would warn
                 return np.asarray(image.convert("L"))
         except DataError:
             raise
@@ -259,6 +317,53 @@ class _Reader:
         except Exception as error:  # Pillow lets through whatever its decoder met
             reason = str(error) or type(error).__name__
         raise DataError(f"{path}: broken image: {reason}")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _start(path: str) -> bytes:
+    """A file's bytes up to the first that can differ in size: of a PNG file, all of IHDR."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_SIGNATURE) + _CHUNK.size + _HEADER.size)
+    except OSError:
+        return b""
+
+
+def _header_size(path: str) -> tuple[int, int] | None:
+    """Height and width as a PNG file has them at its beginning; None if it is none."""
+    start = _start(path)
+    if not start.startswith(_SIGNATURE) or start[12:16] != b"IHDR" or len(start) < 29:
+        return None
+    width, height, *_ = _HEADER.unpack(start[16:])
+    return height, width
+
+
+def _opaque(image: Any, path: str) -> bool:
+    """Whether no pixel of an image of _EIGHT_BITS is transparent, even in part."""
+    if "A" in image.getbands():
+        return bool(image.getchannel("A").getextrema()[0] == 255)
+    key = image.info.get("transparency")
+    if key is None:
+        return True
+    pixels = np.asarray(image)
+    if image.mode == "P":  # alpha by index, or the one index that is transparent
+        used = np.unique(pixels)
+        if isinstance(key, int):
+            return key not in used
+        alpha = np.frombuffer(key, dtype=np.uint8)
+        return bool((alpha[used[used < len(alpha)]] == 255).all())
+    depth = _start(path)[24] if image.format == "PNG" else 8
+    samples = np.atleast_1d(key)
+    if depth == 16:  # of which Pillow keeps the upper half: what may be the key's colour is
+        samples = samples >> 8
+    elif image.mode in ("1", "L"):
+        samples = (samples & (2**depth - 1)) * _SCALES[depth]
+    pixels = pixels.astype(np.uint8) * (255 if image.mode == "1" else 1)
+    same = pixels.reshape(*pixels.shape[:2], -1) == (samples & 255)
+    return not bool(same.all(axis=2).any())
 
 
 def _read_ahead(paths: Sequence[str]) -> Iterator[list[bytes]]:
@@ -293,7 +398,7 @@ def _read_file(file: int) -> bytes:
         if len(content) < _BYTES_AT_ONCE:
             return content
         parts = [content]
-        while parts[-1]:
+        while parts[-1] and len(parts) * _BYTES_AT_ONCE < _MOST_BYTES:
             parts.append(os.read(file, _BYTES_AT_ONCE))
         return b"".join(parts)
     except OSError:

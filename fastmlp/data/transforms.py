@@ -3,7 +3,8 @@
 They take and give what torchvision's of the same name do, bit for bit, and accept tensors of bytes
 too: `[1, H, W]` for one image, `[n, 1, H, W]` for a batch. A transform that treats a batch as it
 treats each image says so with a true attribute `on_batches`; datasets then hand it whole batches.
-Any other transform gets one PIL image at a time.
+A class that inherits it, and has a `__call__` of its own, has not said so: it gets one tensor at a
+time. Any other transform gets one PIL image at a time.
 """
 
 from __future__ import annotations
@@ -136,6 +137,25 @@ class Compose:
 
     def __repr__(self) -> str:
         return f"Compose({self.transforms})"
+
+
+def takes_batches(transform: Any) -> bool:
+    """Whether a transform treats a batch as it treats each image.
+
+    `on_batches` speaks for the code of the class that sets it, not for a `__call__` that a derived
+    class has put in its place: reshaping one image, say, is something else on a batch.
+    """
+    if not getattr(transform, "on_batches", False):
+        return False
+    if "on_batches" in getattr(transform, "__dict__", ()):
+        return True
+    for each in type(transform).__mro__:
+        if each is Compose:
+            return all(takes_batches(part) for part in transform.transforms)
+        names = vars(each)
+        if "on_batches" in names or "__call__" in names or "forward" in names:
+            return "on_batches" in names
+    return True
 
 
 def _by_channel(values: tuple[float, ...], image: Tensor) -> Any:

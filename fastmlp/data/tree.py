@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from .._progress import Bar
 from . import tree_cache
-from .images import DataError
+from .images import DataError, LabelError
 from .png import encode_png, read_pngs
 
 _ENCODERS = 4  # threads; more would only wait for one another
@@ -41,18 +43,19 @@ class PngTree:
         self.paths: list[str] = []
         labels: list[int] = []
         digest = hashlib.sha256()
-        times = [0]
+        now = time.time_ns()
+        self._age = now  # of the file that changed last, in nanoseconds before it was looked at
         for label, folder in sorted(_label_folders(root, classes)):
             files = sorted(_png_files(folder))
             labels += [label] * len(files)
-            self.paths += [f"{folder}{os.sep}{name}" for name, _, _ in files]
-            times += [time for _, _, time in files]
+            self.paths += [f"{folder}{os.sep}{name}" for name, *_ in files]
+            for _, _, *times, _ in files:
+                self._age = min(self._age, *(abs(now - each) for each in times))
             digest.update(repr((os.path.basename(folder), files)).encode())
         if not self.paths:
             raise DataError(f"{root}: no images <label>/*.png")
         self.labels = torch.tensor(labels)
         self._key = digest.digest()
-        self._newest = max(times)
 
     def read(
         self,
@@ -75,7 +78,7 @@ class PngTree:
         if images is None:
             images = read_pngs(self.paths, progress=progress, faults=faults)
             if cache and not faults:
-                tree_cache.store(self.root, self._key, self._newest, images)
+                tree_cache.store(self.root, self._key, self._age, images)
         return images
 
     def numbers(self) -> Tensor | None:
@@ -107,7 +110,7 @@ def write_png_tree(
     def write(start: int) -> int:
         rows = range(start, min(start + _FILES_A_TASK, len(folders)))
         for row in rows:
-            with open(f"{folders[row]}{os.sep}{row:0{digits}d}.png", "xb", buffering=0) as file:
+            with open(f"{folders[row]}{os.sep}{row:0{digits}d}.png", "xb") as file:
                 file.write(encode_png(pixels[row]))
         return len(rows)
 
@@ -121,25 +124,37 @@ def write_png_tree(
 
 def _label_folders(root: Path, classes: int) -> Iterator[tuple[int, str]]:
     for folder in _entries(root):
-        if not folder.is_dir() or folder.name.startswith((".", "__")):
+        if folder.name.startswith((".", "__")) or not stat.S_ISDIR(_status(folder).st_mode):
             continue
         if not (folder.name.isascii() and folder.name.isdecimal()):
             raise DataError(f"{folder.path}: not a label's folder: its name is not a number")
         label = int(folder.name)
         if label >= classes:
-            raise DataError(f"{folder.path}: label {label} is out of range 0…{classes - 1}")
+            raise LabelError(f"{folder.path}: label {label} is out of range 0…{classes - 1}")
         yield label, folder.path
 
 
-def _png_files(folder: str) -> Iterator[tuple[str, int, int]]:
-    """Each file's name, size in bytes, and time of its last change in nanoseconds."""
+def _png_files(folder: str) -> Iterator[tuple[str, int, int, int, int]]:
+    """Each file's name, and what tells that it is another or has changed: its size in bytes, the
+    times in nanoseconds of the content's and of any change, its inode.
+
+    cp -p, rsync, unzip and others set the first time to what they please, not the second.
+    """
     for file in _entries(folder):
         if file.name[-4:].lower() == ".png" and not file.name.startswith("."):
-            try:
-                status = file.stat()
-            except OSError as error:
-                raise DataError(f"{file.path}: cannot be read: {error.strerror}") from error
-            yield file.name, status.st_size, status.st_mtime_ns
+            status = _status(file)
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+                raise DataError(f"{file.path}: cannot be read: not a regular file")
+            times = status.st_mtime_ns, status.st_ctime_ns
+            yield file.name, status.st_size, *times, status.st_ino
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """That of what a link leads to."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        raise DataError(f"{entry.path}: cannot be read: {error.strerror}") from error
 
 
 def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:

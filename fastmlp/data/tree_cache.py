@@ -1,9 +1,9 @@
 """Keeps the decoded images of a PNG tree, so that they are decoded once.
 
 They lie in a hidden file beside the tree, or, where none can be written there, in the user's folder
-for caches. It holds a digest of the names, sizes and times of the tree's files, by which a reader
-sees that it is of another state, and a checksum, by which it sees that it is damaged. Nothing here
-fails: without a cache there is only more to do.
+for caches. It holds a digest of the names, sizes, times and inodes of the tree's files, by which a
+reader sees that it is of another state or of a copy, and a checksum, by which it sees that it is
+damaged. Nothing here fails: without a cache there is only more to do.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import hashlib
 import os
 import struct
 import sys
-import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from .._faults import Fault
 from .._files import remove_drafts, write_whole
 
 SUFFIX = ".fastmlp"
-_FORMAT = b"fastmlp images 1"
-_HEADER = struct.Struct("<16s32s3QI")  # format, key, images' shape, CRC of the images
+_FORMAT = b"fastmlp images 2"
+_HEADER = struct.Struct("<16s32s3Q")  # format, key, images' shape
+_CRC = struct.Struct("<I")  # of header and images, between the two
 # Fewer bytes are decoded in the blink of an eye, and leave nothing behind.
 _LEAST = 1 << 20
 # Nanoseconds within which two changes of a file may bear the same time, on the coarsest of file
@@ -44,36 +45,42 @@ def load(tree: Path, key: bytes, count: int) -> Tensor | None:
     """
     for place in _places(tree):
         with suppress(OSError, struct.error), place.open("rb") as file:
-            form, of, *shape, checksum = _HEADER.unpack(file.read(_HEADER.size))
-            size = os.fstat(file.fileno()).st_size - _HEADER.size
+            header = file.read(_HEADER.size)
+            form, of, *shape = _HEADER.unpack(header)
+            [checksum] = _CRC.unpack(file.read(_CRC.size))
+            size = os.fstat(file.fileno()).st_size - file.tell()
             if (form, of, shape[0]) != (_FORMAT, key, count):
                 continue
             if size != shape[0] * shape[1] * shape[2]:
                 continue
             images = np.empty(shape, dtype=np.uint8)
-            if file.readinto(images.data) == size and zlib.crc32(images.data) == checksum:
+            if file.readinto(images.data) == size and _checksum(header, images) == checksum:
                 return torch.from_numpy(images)
     return None
 
 
-def store(tree: Path, key: bytes, newest: int, images: Tensor) -> None:
+def store(tree: Path, key: bytes, age: int, images: Tensor) -> None:
     """Keeps the images of a tree for load(), if it is worthwhile and can be done.
 
     Args:
-        newest: when the last of its files changed, in nanoseconds.
+        age: nanoseconds from the last change of one of its files to when they were looked at.
     """
-    if images.numel() < _LEAST or abs(time.time_ns() - newest) < _SAME_TIME:
+    if images.numel() < _LEAST or age < _SAME_TIME:
         return
-    pixels = images.numpy().data
-    header = _HEADER.pack(_FORMAT, key, *images.shape, zlib.crc32(pixels))
+    header = _HEADER.pack(_FORMAT, key, *images.shape)
+    parts = header, _CRC.pack(_checksum(header, images.numpy())), images.numpy().data
     beside, own = _places(tree)
     for place in (beside, own):
         with suppress(OSError, Fault):
             if place is own:
                 own.parent.mkdir(parents=True, exist_ok=True)
             remove_drafts(place)
-            write_whole(place, lambda file: (file.write(header), file.write(pixels)))
+            write_whole(place, lambda file: file.writelines(parts))
             return
+
+
+def _checksum(header: bytes, images: np.ndarray[Any, Any]) -> int:
+    return zlib.crc32(images.data, zlib.crc32(header))
 
 
 def _places(tree: Path) -> tuple[Path, Path]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .idx import idx_content, read_idx
-from .images import DataError, check_labels
-from .mnist import DIMENSIONS, TREES, MissingPart, find_idx, find_part, idx_folders
+from .images import DataError, LabelError, check_labels
+from .mnist import DIMENSIONS, TREES, MissingPart, find_idx, find_part, idx_folders, is_folder
 from .tree import PngTree
 
-CLASSES = 10
+CLASSES = {True: 10, False: 256}  # of MNIST, and of any set: labels are bytes in IDX files
 COUNTS = {True: 60_000, False: 10_000}  # MNIST's images
 # SHA-256 of the content of MNIST's IDX files: of what CHECKSUMS in download.py are of, unzipped
 CONTENTS = {
@@ -37,7 +37,7 @@ def verify(root: Path, *, mnist: bool = True) -> Iterator[tuple[bool, str]]:
 
     Args:
         root: the folder.
-        mnist: whether a part of as many images as MNIST's has to be MNIST's.
+        mnist: whether labels have to be MNIST's, and a part of as many images as MNIST's its.
 
     Yields:
         Of each file or tree whether it is as it should be, and a line about it; a line about each
@@ -53,13 +53,13 @@ def verify(root: Path, *, mnist: bool = True) -> Iterator[tuple[bool, str]]:
             yield False, str(error)
             continue
         except DataError as error:
-            if not root.is_dir():
+            if not is_folder(root):
                 raise
             yield False, str(error)
         for folder in idx_folders(root):
             yield from _verify_idx(folder, train, mnist)
         for name in TREES[train]:
-            if (root / name).is_dir():
+            if is_folder(root / name):
                 yield from _verify_tree(root / name, train, mnist)
 
 
@@ -84,9 +84,9 @@ def _verify_idx(folder: Path, train: bool, mnist: bool) -> Iterator[tuple[bool, 
             try:
                 array = read_idx(path, dimensions)
                 if kind == "labels":
-                    check_labels(array, CLASSES, path)
+                    check_labels(array, CLASSES[mnist], path)
             except DataError as error:
-                yield False, str(error)
+                yield False, _told(error, mnist)
                 continue
             if kind == "images":
                 what = f"{path}: {_size(array)}"
@@ -104,10 +104,10 @@ def _verify_idx(folder: Path, train: bool, mnist: bool) -> Iterator[tuple[bool, 
 def _verify_tree(root: Path, train: bool, mnist: bool) -> Iterator[tuple[bool, str]]:
     faults: list[DataError] = []
     try:
-        tree = PngTree(root, CLASSES)
+        tree = PngTree(root, CLASSES[mnist])
         images = tree.read(cache=False, faults=faults)
     except DataError as error:
-        yield False, str(error)
+        yield False, _told(error, mnist)
         return
     for fault in faults[:_TOLD]:
         yield False, str(fault)
@@ -134,5 +134,10 @@ def _size(images: Tensor) -> str:
 
 def _counts(labels: Tensor) -> str:
     """How often each label occurs."""
-    counts = torch.bincount(labels.to(torch.int64), minlength=CLASSES).tolist()
-    return f"of 0…{CLASSES - 1}: {' '.join(map(str, counts))}"
+    counts = torch.bincount(labels.to(torch.int64), minlength=CLASSES[True]).tolist()
+    return f"of 0…{len(counts) - 1}: {' '.join(map(str, counts))}"
+
+
+def _told(error: DataError, mnist: bool) -> str:
+    option = mnist and isinstance(error, LabelError)
+    return f"{error} (--not-mnist is for other sets)" if option else str(error)
