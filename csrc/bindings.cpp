@@ -89,8 +89,7 @@ PyObject* why_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// run_modules(modules, input) -> Tensor, or None where recognise() or the plain path leaves it to
-// Python.
+// run_modules(modules, input) -> Tensor, or None where the modules have to run plain.
 PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 2 || !PyDict_Check(args[0])) throw py::type_error("expected (modules, input)");

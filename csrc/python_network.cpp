@@ -156,8 +156,27 @@ class Reader {
     if (found == names_.activations.end()) return false;
     if (found->second == 0) return true;
     if (stage_ != Stage::linear) return false;
-    network_.activations.back() = found->second;
     stage_ = Stage::activation;
+    return read_activation(static_cast<Activation>(found->second), state.ptr());
+  }
+
+  // The activation and its parameter.
+  bool read_activation(Activation activation, PyObject* state) {
+    if (activation == Activation::gelu) {
+      PyObject* const approximate = PyDict_GetItemWithError(state, names_.approximate);
+      if (!approximate || !PyUnicode_Check(approximate)) return false;
+      if (PyUnicode_CompareWithASCIIString(approximate, "tanh") == 0) {
+        activation = Activation::gelu_tanh;
+      } else if (PyUnicode_CompareWithASCIIString(approximate, "none") != 0) {
+        return false;
+      }
+    } else if (activation == Activation::leaky_relu || activation == Activation::elu) {
+      PyObject* const slope = PyDict_GetItemWithError(
+          state, activation == Activation::elu ? names_.alpha : names_.negative_slope);
+      if (!is_number(slope)) return false;
+      network_.slopes.back() = PyFloat_AsDouble(slope);
+    }
+    network_.activations.back() = static_cast<int64_t>(activation);
     return true;
   }
 
@@ -170,12 +189,16 @@ class Reader {
     return weight && bias && network_.append(weight, bias, input_).empty();
   }
 
+  static bool is_number(PyObject* object) {
+    return object && (PyFloat_Check(object) || PyLong_Check(object));
+  }
+
   bool read_dropout(PyObject* state) {
     PyObject* const training = PyDict_GetItemWithError(state, names_.training);
     PyObject* const inplace = PyDict_GetItemWithError(state, names_.inplace);
     PyObject* const p = PyDict_GetItemWithError(state, names_.p);
-    if (!training || inplace != Py_False || !p || !PyFloat_Check(p)) return false;
-    const double probability = PyFloat_AS_DOUBLE(p);
+    if (!training || inplace != Py_False || !is_number(p)) return false;
+    const double probability = PyFloat_AsDouble(p);
     if (!(probability >= 0 && probability <= 1)) return false;
     if (training == Py_False || probability == 0) return true;
     if (training != Py_True || stage_ == Stage::closed) return false;

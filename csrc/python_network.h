@@ -52,13 +52,16 @@ struct Known {
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
   PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
-  std::vector<std::pair<PyObject*, int64_t>> activations;  // those without parameters
-  std::vector<PyObject*> global_hooks;                     // dicts
-  std::vector<PyObject*> hooks;                            // the names of a module's dicts of hooks
+  std::vector<std::pair<PyObject*, int64_t>> activations;
+  std::vector<PyObject*> global_hooks;  // dicts
+  std::vector<PyObject*> hooks;         // the names of a module's dicts of hooks
   PyObject* parameters = PyUnicode_InternFromString("_parameters");
   PyObject* modules = PyUnicode_InternFromString("_modules");
   PyObject* training = PyUnicode_InternFromString("training");
   PyObject* p = PyUnicode_InternFromString("p");
+  PyObject* approximate = PyUnicode_InternFromString("approximate");
+  PyObject* negative_slope = PyUnicode_InternFromString("negative_slope");
+  PyObject* alpha = PyUnicode_InternFromString("alpha");
   PyObject* inplace = PyUnicode_InternFromString("inplace");
   PyObject* forward = PyUnicode_InternFromString("forward");
   PyObject* weight = PyUnicode_InternFromString("weight");
@@ -69,9 +72,9 @@ Known& known();
 
 bool is_empty_dict(PyObject* object);
 
-// The operands of a Sequential of plain linear layers, activations without parameters, dropout and
-// residual blocks of these, by far the most frequent network, recognised anew in each call at a
-// sixth of what the same takes in Python. False for any other: Python decides then.
+// The operands of a Sequential of linear layers, activations, dropout and residual blocks of these,
+// recognised anew in each call at a sixth of what the same takes in Python. False for any other,
+// which runs plain; read_modules() of modules.py, which reads as much, says why.
 bool recognise(PyObject* modules, const at::Tensor& input, Network& network);
 
 }  // namespace fastmlp

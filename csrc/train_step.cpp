@@ -354,7 +354,8 @@ void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, cons
                  double max_grad_norm, double* losses, int64_t* correct, int64_t& done) {
   Batches batches = given;
   batches.inputs = materialized("inputs", given.inputs);
-  TORCH_CHECK(batches.inputs.dim() == 2 && batches.inputs.stride(1) == 1 &&
+  TORCH_CHECK(batches.inputs.dim() == 2 &&
+                  (batches.inputs.size(1) <= 1 || batches.inputs.stride(1) == 1) &&
                   batches.inputs.device().is_cpu() && batches.targets.device().is_cpu() &&
                   batches.targets.dim() > 0 && batches.targets.size(0) == batches.inputs.size(0) &&
                   batches.order.scalar_type() == at::kLong && batches.order.dim() == 1 &&

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
+from fastmlp._progress import Tally
 from fastmlp.data import Compose, ImageDataset, Normalize, TensorLoader, ToTensor
+from fastmlp.data.images import has_own_items
 
 _SECONDS_A_CALL = 0.1  # between two looks at Ctrl-C and the progress bar
 
@@ -23,8 +28,8 @@ class Report(NamedTuple):
         batch: batches of this epoch that are done.
         batches: of an epoch.
         loss: mean over the batches since the last report, each by its number of rows.
-        error: the fraction of wrong predictions among these rows; None unless the targets are
-            classes.
+        error: the fraction of wrong predictions among those of these rows whose class the loss
+            does not ignore, NaN where there are none; None unless the targets are classes.
     """
 
     epoch: int
@@ -41,35 +46,42 @@ class Table(NamedTuple):
     targets: Tensor
     scale: float
     shift: float
+    rows: Tensor | None = None  # int64: those of a Subset, in its order; None: all
+
+    @property
+    def size(self) -> int:
+        return len(self.inputs if self.rows is None else self.rows)
 
 
-def as_table(dataset: Any, normalize: tuple[float, float] | None) -> Table:
-    """The tensors behind a data set; nothing is copied if they are contiguous."""
-    scale, shift = 1 / 255, 0.0
-    if isinstance(dataset, ImageDataset):
-        inputs, targets = dataset.images, dataset.labels
-        scale, shift = _affine(dataset.transform)
-    elif type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-        inputs, targets = dataset.tensors
-    elif (
-        isinstance(dataset, Sequence)
-        and len(dataset) == 2
-        and all(isinstance(item, Tensor) for item in dataset)
-    ):
-        inputs, targets = dataset
-    else:
-        raise TypeError(
-            "fastmlp.TrainStep.fit: expected (inputs, targets), a TensorDataset of two tensors, or "
-            f"a data set of fastmlp.data, got {type(dataset).__name__}. For others, call the step "
-            "on the batches of a DataLoader"
-        )
+def as_table(
+    dataset: Any,
+    normalize: tuple[float, float] | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    classes: bool = True,
+) -> Table:
+    """The tensors behind a data set; what the steps can read as it lies is not copied.
+
+    Args:
+        dataset, normalize: as of `TrainStep.fit`.
+        dtype: of the parameters, which float32 and float64 inputs are brought to.
+        classes: whether whole numbers as targets are classes, which may be of any such type.
+    """
+    inputs, targets, scale, shift, rows = _parts(dataset)
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise ValueError(
             "fastmlp.TrainStep.fit: expected as many inputs as targets, got shapes "
             f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
         )
-    if len(inputs) == 0:
+    if len(inputs) == 0 or (rows is not None and len(rows) == 0):
         raise ValueError("fastmlp.TrainStep.fit: expected at least one row, got none")
+    if inputs.dtype in (torch.float32, torch.float64):
+        inputs = inputs.to(dtype)
+    elif inputs.dtype != torch.uint8 and not inputs.is_floating_point():
+        raise TypeError(
+            "fastmlp.TrainStep.fit: expected floating point inputs, or uint8 for pixels, got "
+            f"{inputs.dtype}. Convert them: inputs.float()"
+        )
     if normalize is not None:
         if inputs.dtype != torch.uint8:
             raise ValueError(
@@ -77,7 +89,90 @@ def as_table(dataset: Any, normalize: tuple[float, float] | None) -> Table:
             )
         mean, std = normalize
         scale, shift = scale / std, (shift - mean) / std
-    return Table(inputs.reshape(len(inputs), -1), targets, scale, shift)
+    if classes and targets.dtype in _WHOLE:
+        targets = targets.to(torch.int64)
+    inputs = inputs.flatten(1) if inputs.ndim > 1 else inputs.unsqueeze(1)
+    # Batches are gathered by rows, from memory in which these are no rows one number at a time.
+    return Table(inputs.contiguous(), targets, scale, shift, rows)
+
+
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+
+
+def _parts(dataset: Any) -> tuple[Tensor, Tensor, float, float, Tensor | None]:
+    """A data set's tensors, the scale and the shift of uint8 inputs, and which rows it has."""
+    if isinstance(dataset, ImageDataset):
+        if has_own_items(dataset):
+            raise TypeError(
+                f"fastmlp.TrainStep.fit: {type(dataset).__name__} makes items of its own, which "
+                f"its images and labels do not tell. {_OTHERWISE}"
+            )
+        return dataset.images, dataset.labels, *_affine(dataset.transform), None
+    if type(dataset) is Subset:
+        inputs, targets, scale, shift, among = _parts(dataset.dataset)
+        count = len(inputs) if among is None else len(among)
+        rows = torch.tensor([range(count)[index] for index in dataset.indices], dtype=torch.int64)
+        return inputs, targets, scale, shift, rows if among is None else among[rows]
+    pair = dataset.tensors if type(dataset) is TensorDataset else dataset
+    if isinstance(pair, Sequence) and len(pair) == 2:
+        tensors = [_as_tensor(item) for item in pair]
+        if tensors[0] is not None and tensors[1] is not None:
+            return tensors[0], tensors[1], 1 / 255, 0.0, None
+    raise TypeError(
+        "fastmlp.TrainStep.fit: expected (inputs, targets) of tensors or arrays, a TensorDataset "
+        f"of two tensors, a data set of fastmlp.data, or a Subset of these, got {_named(dataset)}. "
+        f"{_OTHERWISE}"
+    )
+
+
+_OTHERWISE = "For others, call the step on the batches of a DataLoader"
+
+
+def _as_tensor(item: Any) -> Tensor | None:
+    """Of a tensor, or of what NumPy takes for an array, which is not copied where torch can read
+    it; None for anything else."""
+    if isinstance(item, Tensor):
+        return item.detach() if item.requires_grad and not torch.is_grad_enabled() else item
+    if not hasattr(item, "__array__"):
+        return None
+    array = np.asarray(item)
+    if array.dtype.kind not in "biuf":  # no numbers
+        return None
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch would warn of the one, and cannot have the other
+    return torch.from_numpy(array)
+
+
+def _named(dataset: Any) -> str:
+    if isinstance(dataset, (tuple, list)):
+        return f"({', '.join(type(item).__name__ for item in dataset[:3])})"
+    return type(dataset).__name__
+
+
+def as_columns(targets: Tensor, outputs: int, classes: bool) -> Tensor:
+    """Targets `[rows]` of a model with one output, which is `[rows, 1]`, in that shape: torch would
+    compare each with every other."""
+    return targets.unsqueeze(1) if targets.ndim == 1 and outputs == 1 and not classes else targets
+
+
+@dataclass
+class Score(Tally):
+    """A Tally of which some rows do not count: those of the class that the loss ignores."""
+
+    ignored: int = 0
+
+    def ignore(self, rows: int) -> None:
+        """Takes back rows that were added as wrong ones."""
+        self.wrong -= rows
+        self.ignored += rows
+
+    @property
+    def wrong_fraction(self) -> float:
+        """Of the rows that count; NaN where none does."""
+        counted = self.rows - self.ignored
+        return self.wrong / counted if counted else math.nan
 
 
 def _affine(transform: Any) -> tuple[float, float]:

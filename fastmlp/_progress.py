@@ -42,12 +42,21 @@ class Tally:
         return 100 * self.wrong / self.rows
 
 
+def _in_notebook() -> bool:
+    """Whether IPython's kernel for notebooks runs this: its stderr is no terminal."""
+    if "ipykernel" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
 class Bar(contextlib.AbstractContextManager["Bar"]):
     """A progress bar on stderr, and lines on stdout above it.
 
     Args:
         total: units in all.
-        wanted: whether there is a bar; None: where stderr is a terminal and tqdm is installed.
+        wanted: whether there is a bar; None: in a notebook, and where stderr is a terminal, if tqdm
+            is installed.
         done: units that were done before.
         leave: whether the bar stays when it is closed.
         unit: what is counted.
@@ -65,9 +74,13 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
         delay: float = 0,
     ) -> None:
         self.bar: Any = None
-        if wanted or (wanted is None and sys.stderr.isatty()):
+        notebook = _in_notebook()
+        if wanted or (wanted is None and (notebook or sys.stderr.isatty())):
             try:
-                from tqdm import tqdm
+                if notebook:
+                    from tqdm.auto import tqdm
+                else:
+                    from tqdm import tqdm
             except ImportError:
                 if wanted:
                     raise ImportError(

@@ -19,6 +19,7 @@ ACTIVATIONS: tuple[str, ...] = _C.ACTIVATIONS
 """The activations that run fused, with the parameters that torch's modules default to."""
 
 _CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+_CLASSES = {name.replace("_", ""): code for name, code in _CODES.items()}  # "ReLU" is relu
 _SLOPES = {"leaky_relu": 0.01, "elu": 1.0}
 _NOISE, _SKIP = 1, 2  # kNoise and kSkip of csrc/mlp.h
 
@@ -88,8 +89,10 @@ def mlp(
 
 
 def activation_code(name: str | None) -> int:
-    """The operators' number for an activation's name."""
+    """The operators' number for an activation's name, ours or that of torch's class."""
     code = _CODES.get("identity" if name is None else name)
+    if code is None and isinstance(name, str):
+        code = _CLASSES.get(name.lower())
     if code is None:
         expected = ", ".join(map(repr, ACTIVATIONS))
         raise ValueError(f"fastmlp: expected an activation of {expected} or None, got {name!r}")

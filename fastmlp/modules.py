@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
+from torch.nn.utils.fusion import fuse_linear_bn_eval
 from torch.utils._device import DeviceContext
 
 from fastmlp import functional
@@ -20,6 +24,9 @@ from fastmlp._ops import _C
 __all__ = ["FusedLinear", "FusedMLP", "Residual"]
 
 _log = logging.getLogger("fastmlp")
+
+Activation: TypeAlias = "str | nn.Module | type[nn.Module] | None"
+_FOLDS_BATCH_NORM = fuse_linear_bn_eval.__code__
 
 _MODULES: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
@@ -36,7 +43,6 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 _NAMES: dict[type[nn.Module], str] = {
     type(make()): name for name, make in _MODULES.items() if name != "gelu_tanh"
 }
-_WITH_PARAMETERS = (nn.LeakyReLU, nn.ELU, nn.GELU)
 _GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
@@ -64,7 +70,7 @@ class Residual(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """`input + f(input)`."""
         output: Tensor = super().forward(input)
-        if output.shape != input.shape:  # torch would broadcast
+        if isinstance(output, Tensor) and output.shape != input.shape:  # torch would broadcast
             raise RuntimeError(
                 "fastmlp.Residual: expected the modules' output to have the input's shape "
                 f"{tuple(input.shape)}, to which it is added, got {tuple(output.shape)}"
@@ -77,23 +83,21 @@ _C.know_modules(
     nn.Dropout,
     Residual,
     DeviceContext,
-    {kind: functional._CODES[_NAMES[kind]] for kind in _NAMES if kind not in _WITH_PARAMETERS},
+    {kind: functional._CODES[name] for kind, name in _NAMES.items()},
     list(_GLOBAL_HOOKS),
     list(MODULE_HOOKS),
 )
 
 
-def _activation_of(module: nn.Module | None) -> tuple[int, float] | None:
+def _activation_of(module: Any) -> tuple[int, float] | None:
     """The operators' number and slope of an activation module, None for any other module."""
-    if module is None:
-        return None
-    name = _NAMES.get(type(module))
+    name = _NAMES.get(type(module)) if module is not None else None
     slope = 0.0
-    if isinstance(module, nn.LeakyReLU):
+    if name == "leaky_relu":
         slope = float(module.negative_slope)
-    elif isinstance(module, nn.ELU):
+    elif name == "elu":
         slope = float(module.alpha)
-    elif isinstance(module, nn.GELU) and module.approximate != "none":
+    elif name == "gelu" and module.approximate != "none":
         name = f"gelu_{module.approximate}"
     code = functional._CODES.get(name or "")
     return None if code is None else (code, slope)
@@ -181,8 +185,9 @@ class FusedMLP(nn.Sequential):
 
     Args:
         sizes: features of the input, of each hidden layer, and of the output; at least two.
-        activation: after each layer but the last: a name of `fastmlp.functional.ACTIVATIONS`, an
-            activation module of torch.nn (copied for each layer), or None for no module at all.
+        activation: after each layer but the last: a name of `fastmlp.functional.ACTIVATIONS` or of
+            a class of torch.nn ("ReLU"), an activation module of torch.nn (copied for each layer)
+            or its class, or None for no module at all.
         output_activation: after the last layer, likewise.
         bias: whether the layers have one.
         dropout: probability with which an `nn.Dropout` after each activation but the output's sets
@@ -198,6 +203,7 @@ class FusedMLP(nn.Sequential):
 
     Raises:
         ValueError: fewer than two sizes, an unknown activation, or a dropout outside of [0, 1].
+        TypeError: modules in place of sizes; :meth:`from_sequential` takes these.
 
     Example:
         >>> model = FusedMLP([784, 300, 10])
@@ -208,9 +214,9 @@ class FusedMLP(nn.Sequential):
     def __init__(
         self,
         sizes: Sequence[int] | OrderedDict[str, nn.Module],
-        *,
-        activation: str | nn.Module | None = "relu",
-        output_activation: str | nn.Module | None = None,
+        *modules: nn.Module,
+        activation: Activation = "relu",
+        output_activation: Activation = None,
         bias: bool = True,
         dropout: float | None = None,
         residual: bool = False,
@@ -220,12 +226,22 @@ class FusedMLP(nn.Sequential):
         if isinstance(sizes, OrderedDict):  # how nn.Sequential makes its slices
             super().__init__(sizes)
             return
+        if modules or isinstance(sizes, nn.Module):
+            raise TypeError(
+                "fastmlp.FusedMLP: expected sizes, such as [784, 300, 10], got modules. For a "
+                "FusedMLP of these: FusedMLP.from_sequential(nn.Sequential(…))"
+            )
         super().__init__()
         if dropout is not None and not 0 <= dropout <= 1:
             raise ValueError(
                 f"fastmlp: expected a dropout probability between 0 and 1, got {dropout}"
             )
-        sizes = list(sizes)
+        try:
+            sizes = [operator.index(size) for size in sizes]
+        except TypeError:
+            raise TypeError(
+                f"fastmlp.FusedMLP: expected sizes, such as [784, 300, 10], got {sizes!r}"
+            ) from None
         if len(sizes) < 2:
             raise ValueError(f"fastmlp: expected at least two sizes (input, output), got {sizes}")
         for i, (in_features, out_features) in enumerate(pairwise(sizes)):
@@ -243,12 +259,41 @@ class FusedMLP(nn.Sequential):
 
     @classmethod
     def from_sequential(cls, sequential: nn.Sequential) -> FusedMLP:
-        """A FusedMLP of the very modules of a Sequential, so that both share their parameters."""
-        return cls(OrderedDict(sequential._modules.items()))
+        """A FusedMLP of the very modules of a Sequential, so that both share their parameters.
+
+        Raises:
+            TypeError: another module than a Sequential, or one with a forward of its own.
+            ValueError: the Sequential has hooks, parameters or buffers of its own, beside those of
+                its modules.
+        """
+        kind = type(sequential)
+        is_plain = getattr(kind, "forward", None) in (nn.Sequential.forward, FusedMLP.forward)
+        if not is_plain or "forward" in vars(sequential):
+            own = " with a forward of its own" if issubclass(kind, nn.Sequential) else ""
+            raise TypeError(
+                f"fastmlp.FusedMLP.from_sequential: expected an nn.Sequential, got {kind.__name__}"
+                f"{own}, whose modules alone do not tell what it computes"
+            )
+        if any(getattr(sequential, hooks) for hooks in MODULE_HOOKS):
+            raise ValueError(
+                "fastmlp.FusedMLP.from_sequential: the Sequential has a hook, which would stay "
+                "behind. Remove it, and register it on the FusedMLP"
+            )
+        if sequential._parameters or sequential._buffers:
+            names = ", ".join([*sequential._parameters, *sequential._buffers])
+            raise ValueError(
+                "fastmlp.FusedMLP.from_sequential: expected a Sequential without parameters and "
+                f"buffers of its own, got one with {names}"
+            )
+        model = cls(OrderedDict(sequential._modules.items()))
+        model.training = sequential.training
+        return model
 
     def as_sequential(self) -> nn.Sequential:
         """The plain `nn.Sequential` of the very same modules."""
-        return nn.Sequential(OrderedDict(self._modules.items()))
+        sequential = nn.Sequential(OrderedDict(self._modules.items()))
+        sequential.training = self.training
+        return sequential
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., sizes[0])` to `(..., sizes[-1])`."""
@@ -256,13 +301,12 @@ class FusedMLP(nn.Sequential):
             output = _C.run_modules(self._modules, input)
             if output is not None:
                 return output
-        network = self._network()
-        if isinstance(network, str):
-            if not torch.compiler.is_compiling():
-                _log.debug("plain path: %s", network)
-            plain: Tensor = super().forward(input)
-            return plain
-        return functional.run(input, network)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("plain path: %s", self.why_plain(input))
+        elif not isinstance(network := self._network(), str):
+            return functional.run(input, network)
+        plain: Tensor = super().forward(input)
+        return plain
 
     def why_plain(self, input: Tensor) -> str | None:
         """Why `model(input)` runs as the plain Sequential would, None where it runs fused."""
@@ -278,13 +322,16 @@ class FusedLinear(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
-        activation: a name of `fastmlp.functional.ACTIVATIONS`; None is "identity".
+        activation: a name of `fastmlp.functional.ACTIVATIONS` or of a class of torch.nn ("ReLU"),
+            or such a class; None is "identity".
 
     Shapes:
         input `(..., in_features)`, output `(..., out_features)`.
 
     Raises:
         ValueError: an unknown activation.
+        TypeError: from `torch.nn.utils.fusion.fuse_linear_bn_eval`, where there is an activation:
+            a BatchNorm after it cannot be folded into what comes before.
     """
 
     def __init__(
@@ -292,13 +339,27 @@ class FusedLinear(nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: str | None = "relu",
+        activation: str | type[nn.Module] | None = "relu",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        functional.activation_code(activation)
+        name = activation.__name__ if isinstance(activation, type) else activation
+        code = functional.activation_code(name)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.activation = "identity" if activation is None else activation
+        self.activation = functional.ACTIVATIONS[code]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
+        # torch's function asks no more of what it takes than a weight and a bias; others look for
+        # the very type nn.Linear.
+        if self.activation != "identity" and sys._getframe(2).f_code is _FOLDS_BATCH_NORM:
+            raise TypeError(
+                f"fastmlp.FusedLinear: a BatchNorm after the activation {self.activation!r} cannot "
+                "be folded into the linear layer before it"
+            )
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in_features)` to `(..., out_features)`."""
@@ -309,8 +370,10 @@ class FusedLinear(nn.Linear):
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
 
-def _make_activation(activation: str | nn.Module) -> nn.Module:
+def _make_activation(activation: str | nn.Module | type[nn.Module]) -> nn.Module:
     if isinstance(activation, nn.Module):
         return copy.deepcopy(activation)
-    functional.activation_code(activation)
-    return _MODULES[activation]()
+    if isinstance(activation, type) and issubclass(activation, nn.Module):
+        return activation()
+    name = functional.ACTIVATIONS[functional.activation_code(activation)]
+    return _MODULES[name]()

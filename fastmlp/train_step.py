@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -166,21 +168,25 @@ class TrainStep:
 
         The rows are visited in the order of ``DataLoader(dataset, batch_size, shuffle,
         drop_last=drop_last, generator=generator)`` for the same state of the generator, and the
-        data set is not copied. Ctrl-C takes effect between two batches and leaves the model and the
-        optimizer's state as after the last of them. They are complete whenever the callback runs,
-        and not in between: another thread had better not read them meanwhile.
+        data set is not copied if its rows are contiguous and of that dtype. Ctrl-C takes effect
+        between two batches and leaves the model and the optimizer's state as after the last of
+        them. They are complete whenever the callback runs, and not in between: another thread had
+        better not read them meanwhile.
 
         Args:
-            dataset: ``(inputs, targets)``, a ``TensorDataset`` of two tensors, or a data set of
-                :mod:`fastmlp.data`. Inputs `[rows, ...]`, flattened to the model's in_features, of
-                the parameters' dtype or uint8; targets `[rows, ...]` as ``step(x, y)`` takes them.
+            dataset: ``(inputs, targets)``, tensors or arrays; a ``TensorDataset`` of two tensors; a
+                data set of :mod:`fastmlp.data`; or a ``Subset`` of these. Inputs `[rows, ...]`,
+                flattened to the model's in_features, of uint8, or of float32 or float64, which is
+                brought to the parameters' dtype; targets `[rows, ...]` as ``step(x, y)`` takes
+                them, or classes of any whole type, or `[rows]` for a model of one output.
             batch_size: rows of a batch.
             epochs: how many.
             shuffle, generator, drop_last: as of ``torch.utils.data.DataLoader``.
             normalize: ``(mean, std)`` of uint8 inputs: they are read as
                 ``(x / 255 - mean) / std``; None: as ``x / 255``. A data set of fastmlp.data brings
                 its own.
-            progress: whether to show a bar on stderr (needs tqdm); None: where that is a terminal.
+            progress: whether to show a bar (needs tqdm); None: in a notebook, and where stderr is a
+                terminal.
             callback: called with a :class:`Report` every callback_every batches and at the end of
                 each epoch, between two batches: to log, to save, to change the learning rate.
             callback_every: batches between two calls.
@@ -191,18 +197,24 @@ class TrainStep:
         Raises:
             TypeError, ValueError: data or arguments that do not fit; what ``step(x, y)`` raises.
         """
-        from fastmlp._fit import Report, as_table, calls, epoch_order  # torch's data tools
-        from fastmlp._progress import Bar, Tally
+        from fastmlp._fit import (  # torch's data tools
+            Report,
+            Score,
+            as_columns,
+            as_table,
+            calls,
+            epoch_order,
+        )  # fmt: skip
+        from fastmlp._progress import Bar
 
-        for name, value in (
-            ("batch_size", batch_size), ("epochs", epochs), ("callback_every", callback_every),
-        ):  # fmt: skip
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"fastmlp.TrainStep.fit: expected {name} to be a positive integer, got {value}"
-                )
-        table = as_table(dataset, normalize)
-        rows, features = table.inputs.shape
+        batch_size = _positive("batch_size", batch_size)
+        epochs = _positive("epochs", epochs)
+        callback_every = _positive("callback_every", callback_every)
+        last = self._read_model().weights[-1]
+        crosses = type(self.loss) is nn.CrossEntropyLoss
+        table = as_table(dataset, normalize, last.dtype, classes=crosses)
+        table = table._replace(targets=as_columns(table.targets, len(last), crosses))
+        rows, features = table.size, table.inputs.shape[1]
         used = rows - rows % batch_size if drop_last else rows
         if used == 0:
             raise ValueError(
@@ -211,30 +223,42 @@ class TrainStep:
             )
         batch_size = min(batch_size, rows)
         batches = math.ceil(used / batch_size)
-        dtype = next(self.model.parameters()).dtype
-        buffer = torch.empty(batch_size, features, dtype=dtype)
+        buffer = torch.empty(batch_size, features, dtype=last.dtype, device=last.device)
+        classes = crosses and not table.targets.is_floating_point()
         reports = []
 
-        def report(tally: Tally, epoch: int, batch: int) -> Report:
-            error = tally.wrong / tally.rows if classes else None
-            return Report(epoch, batch, batches, tally.loss, error)
+        def report(score: Score, epoch: int, batch: int) -> Report:
+            error = score.wrong_fraction if classes else None
+            return Report(epoch, batch, batches, score.loss, error)
 
         with Bar(epochs * batches, progress) as bar:
             for epoch in range(1, epochs + 1):
                 order = epoch_order(rows, shuffle, generator)[:used]
-                whole, since = Tally(), Tally()
+                if table.rows is not None:
+                    order = table.rows[order]
+                whole, since = Score(), Score()
                 for first, end in calls(0, batches, callback_every):
                     chosen = order[first * batch_size : end * batch_size]
                     losses, correct = self._steps(buffer, table, chosen)
-                    classes = int(correct[-1]) >= 0
-                    for tally in (whole, since):
-                        tally.add(losses.tolist(), correct.tolist(), len(chosen), batch_size)
+                    ignored = self._ignored(table.targets, chosen) if classes else 0
+                    for score in (whole, since):
+                        score.add(losses.tolist(), correct.tolist(), len(chosen), batch_size)
+                        score.ignore(ignored)
                     bar.advance(end - first, float(losses[-1]))
                     if callback is not None and (end % callback_every == 0 or end == batches):
                         callback(report(since, epoch, end))
-                        since = Tally()
+                        since = Score()
                 reports.append(report(whole, epoch, batches))
         return reports
+
+    def _ignored(self, targets: Tensor, rows: Tensor) -> int:
+        """How many of some rows are of the class that the loss ignores."""
+        return int((targets.index_select(0, rows) == self.loss.__dict__["ignore_index"]).sum())
+
+    def __repr__(self) -> str:
+        clips = "" if self.max_grad_norm is None else f", max_grad_norm={self.max_grad_norm}"
+        parts = "\n".join(repr(part) + "," for part in (self.model, self.loss, self.optimizer))
+        return f"TrainStep(\n{textwrap.indent(parts, '  ')}\n{clips.removeprefix(', ')})"
 
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
         """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
@@ -307,9 +331,11 @@ class TrainStep:
         optimizer = self.optimizer
         if type(optimizer) not in _OPTIMIZERS:
             names = ", ".join(f"torch.optim.{kind.__name__}" for kind in _OPTIMIZERS)
+            inner = getattr(optimizer, "optimizer", None)  # of Lightning's and of accelerate's
+            hint = ", which is another's wrapper: pass its .optimizer" if inner is not None else ""
             raise TypeError(
                 f"fastmlp.TrainStep: expected an optimizer among {names}, got "
-                f"{type(optimizer).__name__}"
+                f"{type(optimizer).__name__}{hint}"
             )
         for hooks in _OPTIMIZER_HOOKS:
             if getattr(optimizer, hooks) or any(_GLOBAL_OPTIMIZER_HOOKS):
@@ -327,6 +353,7 @@ class TrainStep:
             raise TypeError(
                 "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
                 f"activations, got {type(self.model).__name__} with a forward of its own"
+                f"{_hint(self.model)}"
             )
         for name, module in self.model.named_modules():
             if "forward" in module.__dict__:
@@ -373,6 +400,34 @@ class TrainStep:
                         "fastmlp.TrainStep: the optimizer holds a parameter of shape "
                         f"{tuple(p.shape)} that is not the model's. Make it of model.parameters()"
                     )
+
+
+def _hint(model: Any) -> str:
+    """What to pass in place of a module that holds the network."""
+    for name in ("module", "_orig_mod"):  # DataParallel's, torch.compile's
+        if isinstance(getattr(model, name, None), nn.Sequential):
+            return f". Pass the model that it wraps: its .{name}"
+    if isinstance(model, nn.Module):
+        for name, module in model.named_modules():
+            if isinstance(module, FusedMLP) and name:
+                return (
+                    f". Pass the FusedMLP in it, its .{name}, if that is all that it computes, or "
+                    "use the model's own forward and backward"
+                )
+    return ""
+
+
+def _positive(name: str, value: Any) -> int:
+    """An int of a whole number above 0, Python's or NumPy's."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(
+            f"fastmlp.TrainStep.fit: expected {name} to be a positive integer, got {value}"
+        )
+    return number
 
 
 def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module | None]:

@@ -37,13 +37,9 @@ def linear(m: int = 9, n: int = 9, bias: bool = True) -> nn.Linear:
 
 
 def assert_fused(model: FusedMLP, x: Tensor) -> Tensor:
-    """Runs fused, with the plain network's numbers.
-
-    By the quick reader of modules as well; activations with parameters are left to the other one.
-    """
+    """Runs fused, with the plain network's numbers: both readers of modules agree."""
     assert model.why_plain(x) is None
-    slow = any(isinstance(m, nn.LeakyReLU | nn.ELU | nn.GELU) for m in model.modules())
-    assert (_C.run_modules(model._modules, x) is None) == slow
+    assert _C.run_modules(model._modules, x) is not None
     return assert_as_plain(model, x)
 
 
