@@ -478,6 +478,7 @@ def test_whole_factors_are_near_the_exact_ones(height: int, width: int, sigma: f
         assert (approximate - exact[0][i, j] * exact[1]).abs().max() < 1e-3 * greatest
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
 def test_fields_are_distributed_as_simards(sigma: float) -> None:
     """Covariances of the fields over 4000 images, against those of smoothed noise.

@@ -66,6 +66,7 @@ def run(
 # The scripts -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("script", "rows"), [("model.py", 4), ("step.py", 2), ("grid.py", 4)], ids=lambda v: str(v)
 )
@@ -89,6 +90,7 @@ def test_network_benchmarks_run(script: str, rows: int, tmp_path: Path) -> None:
         assert row["contestant"] != "eager" or float(row["ratio_median"]) == 1
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("peer", ["jax", "onnxruntime", "compile"])
 def test_peers_compute_the_same(peer: str) -> None:
     if peer != "compile":
@@ -100,6 +102,7 @@ def test_peers_compute_the_same(peer: str) -> None:
     assert [line.split()[3] for line in lines] == [peer] * (1 if peer == "onnxruntime" else 2)
 
 
+@pytest.mark.sweep
 def test_compile_compiles() -> None:
     torch._dynamo.utils.counters.clear()
     with torch.no_grad():
@@ -124,11 +127,13 @@ def test_peak_runs() -> None:
     assert all(float(row.split()[2]) > 0 for row in rows)
 
 
+@pytest.mark.sweep
 def test_import_time_runs() -> None:
     printed = run("import_time.py", "--quick", "--rounds", "1").stdout
     assert printed.count(" ms ") == 3
 
 
+@pytest.mark.sweep
 def test_memory_kept_is_no_more_than_eagers() -> None:
     printed = run("memory.py", "--quick", "--shapes", "lecture-50,tiny-1,b17-w17-d3").stdout
     counts = [[int(c.replace(",", "")) for c in r.split()[2:]] for r in printed.splitlines()[2:]]
@@ -160,6 +165,7 @@ def test_loader_runs() -> None:
         assert ratio == 1 if "DataLoader" in row else ratio > 0
 
 
+@pytest.mark.sweep
 def test_png_runs() -> None:
     pytest.importorskip("PIL")
     printed = run("png.py", "--quick", "--files", "1500", "--threads", "1").stdout
@@ -187,6 +193,7 @@ def test_a_wrong_loader_is_found() -> None:
     assert loader.fault(aside, data, 4, True) == "leaves the generator in another state"
 
 
+@pytest.mark.sweep
 def test_augment_runs() -> None:
     printed = run("augment.py", "--quick", "--images", "100", "--threads", "1").stdout
     rows = [row.split() for row in printed.splitlines()[3:] if not row.startswith("skipped")]
@@ -215,6 +222,7 @@ def test_wrong_distortions_are_found() -> None:
             assert augment.fault(distort(images, **other), images, peers, random=True) is not None
 
 
+@pytest.mark.sweep
 def test_compare_serves_both_builds() -> None:
     ready, sample = run(
         "compare.py", "serve", "1", "0.001", given="tiny-1 forward\n\n"
@@ -223,6 +231,7 @@ def test_compare_serves_both_builds() -> None:
     assert all(float(value) > 0 for value in sample.split())
 
 
+@pytest.mark.sweep
 def test_plot_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "plot.png"
@@ -309,6 +318,7 @@ def test_networks_of_blocks_are_what_they_should_be(name: str) -> None:
     assert not any(shapes.select("lecture-50")[0].skips)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("task", shapes.TASKS)
 @pytest.mark.parametrize("name", ["dropout-100", "residual-32"])
 @pytest.mark.parametrize("peer", ["eager", "fastmlp"])
@@ -547,6 +557,7 @@ def test_train_step_benchmark_draws_every_pair() -> None:
     assert len(seen) == pairs
 
 
+@pytest.mark.sweep
 def test_train_step_benchmark_searches_the_grid() -> None:
     """Against the drop-in module where eager takes no part."""
     options = ["--shapes", "b3-w8-d3,b17-w17-d3", "--peers", "train_step,fastmlp", "--tasks", "sgd"]
@@ -660,6 +671,7 @@ def test_one_hot_features() -> None:
     assert set(x.unique().tolist()) == {0, 1}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("task", ["forward+backward", "step"])
 @pytest.mark.parametrize("name", ["mnist-50", "mnist-raw-50", "onehot-64"])
 def test_results_on_sparse_inputs_pass(name: str, task: str) -> None:
@@ -667,6 +679,7 @@ def test_results_on_sparse_inputs_pass(name: str, task: str) -> None:
     assert check.fault(problem, peers.fastmlp(problem, 1).results()) is None
 
 
+@pytest.mark.sweep
 def test_train_step_benchmark_runs_on_sparse_inputs(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     options = ["--quick", "--shapes", "sparse", "--peers", "train_step,fastmlp,eager"]
@@ -682,6 +695,7 @@ def test_train_step_benchmark_runs_on_sparse_inputs(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.sweep
 @needs_mnist
 def test_train_step_benchmark_reads_mnist() -> None:
     options = ["--shapes", "mnist-50", "--peers", "train_step", "--tasks", "sgd"]
@@ -694,6 +708,7 @@ def test_train_step_benchmark_reads_mnist() -> None:
 EPOCH = peers.Problem(shapes.select("mnist-50")[0], "sgd")
 
 
+@pytest.mark.sweep
 def test_fit_benchmark_runs(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     printed = run("fit.py", "--quick", "--threads", "1", "--csv", str(file)).stdout

@@ -96,6 +96,7 @@ def test_a_fault_is_told_in_one_line(tmp_path: Path) -> None:
     assert done.stderr == f"mnist_table.py: {tmp_path / 'missing'}: no such folder\n"
 
 
+@pytest.mark.sweep
 def test_quick_gives_a_figure_for_every_row(table: ModuleType, tmp_path: Path) -> None:
     done = run_file(PROGRAM, "--quick", "--csv", tmp_path / "t.csv", "--state", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
@@ -120,6 +121,7 @@ def test_quick_gives_a_figure_for_every_row(table: ModuleType, tmp_path: Path) -
     assert {f.name: f.stat().st_mtime_ns for f in (tmp_path / "runs").iterdir()} == before
 
 
+@pytest.mark.sweep
 def test_validation_leaves_the_test_images_alone(table: ModuleType, tmp_path: Path) -> None:
     images, labels = random_images(60, 28, 28)
     write_idx(tmp_path / "mnist", images, labels, train=True)  # there are no others
@@ -170,6 +172,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert other_seed.history[0][1] != whole.history[0][1]
 
 
+@pytest.mark.sweep
 def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     def command(folder: str) -> list[str]:
         return [

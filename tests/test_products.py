@@ -157,7 +157,13 @@ def test_a_rule_that_is_known(isa: str) -> None:
 
 # Several blocks of rows and of depth, panels packed once for all, dW written along its rows: what
 # depends on the size of the cache.
-CACHED = [(33, 1025, 300), (64, 385, 300), (300, 500, 130), (1100, 400, 200), (8, 701, 200)]
+CACHED = [
+    (33, 1025, 300),
+    (64, 385, 300),
+    (300, 500, 130),
+    (8, 701, 200),
+    pytest.param(1100, 400, 200, marks=pytest.mark.sweep),
+]
 
 
 @pytest.mark.parametrize(("batch", "m", "n"), CACHED)

@@ -693,6 +693,7 @@ DIVIDED = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("batch", "sizes"), DIVIDED, ids=str)
 @pytest.mark.parametrize("value", [0.0, -0.4242])
 def test_bits_do_not_depend_on_threads(

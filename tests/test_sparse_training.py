@@ -506,6 +506,7 @@ def test_what_becomes_of_a_poisoned_number(
 # Threads ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("_one_call")
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adamw"])
 @pytest.mark.parametrize("value", VALUES)

@@ -300,6 +300,7 @@ def test_kept_memory_is_at_most_eagers(
 # NaN and inf
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("hidden", TRAVELLERS)
 @pytest.mark.parametrize("poison", POISONS)
 def test_one_poisoned_number(isa: str, dtype: torch.dtype, hidden: str, poison: float) -> None:
@@ -336,6 +337,7 @@ def test_all_dropped(isa: str, dtype: torch.dtype) -> None:
 # Threads
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("batch", "sizes"),
     [(1, [64] * 5), (50, [784, 300, 300, 10]), (300, [257, 257, 129]), (1100, [256, 256, 800])],
@@ -391,6 +393,7 @@ def backward_call(
     return given, (*before, *tails(problem))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_opcheck_beneath(problem: Problem) -> None:
     layers = len(problem.weights)

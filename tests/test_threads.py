@@ -29,8 +29,15 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(("batch", "sizes"), SHAPES)
-@pytest.mark.parametrize("hidden", ["relu", "gelu"])
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    # The large ones are for a sweep.
+    [
+        (b, s) if b * sum(s) < 150_000 else pytest.param(b, s, marks=pytest.mark.sweep)
+        for b, s in SHAPES
+    ],
+)
+@pytest.mark.parametrize("hidden", ["relu", pytest.param("gelu", marks=pytest.mark.sweep)])
 def test_bits_do_not_depend_on_threads(
     isa: str, dtype: torch.dtype, threads: int, batch: int, sizes: list[int], hidden: str
 ) -> None:

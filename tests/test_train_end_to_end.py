@@ -182,6 +182,7 @@ def test_the_loops_print_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert alone["curve"] == twin["curve"]
 
 
+@pytest.mark.sweep
 @needs_mnist
 @pytest.mark.parametrize("loop", LOOPS)
 def test_mnist_after_an_epoch_is_as_the_lecture_has_it(
