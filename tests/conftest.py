@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 import torch
@@ -20,6 +22,28 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("fastmlp")
+
+
+def pytest_configure() -> None:
+    """Tests that run beside others have one thread each, and those that they start, but where a
+    test says otherwise: teams that wait for their turn on a core slow each other down tenfold."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+
+# Of a test with more cases, every run takes a spread of so many, and a sweep them all.
+MOST_CASES = 16
+
+
+@pytest.hookimpl(tryfirst=True)  # before those of a sweep are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in cases.values():
+        several.sort(key=lambda item: crc32(item.nodeid.encode()))  # no pattern of the parameters
+        for item in several[MOST_CASES:]:
+            item.add_marker(pytest.mark.sweep)
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,7 @@ def test_a_missing_peer_is_skipped(
     assert capsys.readouterr().out.startswith("skipped onnxruntime, forward of tiny-1: ")
 
 
+@pytest.mark.sweep
 def test_peak_runs() -> None:
     rows = run("peak.py", "--quick", "--threads", "1").stdout.splitlines()[-2:]
     assert [row.split()[:2] for row in rows] == [["float32", "1"], ["float64", "1"]]
@@ -154,6 +155,7 @@ def test_memory_sees_what_is_kept() -> None:
         assert memory.allocated(model, x) == 1000 * 4
 
 
+@pytest.mark.sweep
 def test_loader_runs() -> None:
     printed = run("loader.py", "--quick", "--shapes", "small-32", "--threads", "1").stdout
     rows = [row.split() for row in printed.splitlines()[2:]]
@@ -258,6 +260,7 @@ def test_grid_measures_again_what_is_undecided(
     assert suite.undecided(other) == expected
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("wrong", ["--shapes=none", "--peers=numpy", "--tasks=sleep"])
 def test_unknown_names_are_refused_on_one_line(wrong: str) -> None:
     assert "model.py: error: argument" in run("model.py", wrong, status=2).stderr.splitlines()[-1]
@@ -500,6 +503,7 @@ def test_a_wrong_peer_is_not_timed(
 # Whole training steps ----------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 def test_train_step_benchmark_runs(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     contestants = ["train_step", "fastmlp", "eager"]
@@ -636,6 +640,7 @@ def test_the_stand_in_is_as_sparse_as_mnist() -> None:
     assert torch.equal(images, again)
 
 
+@pytest.mark.sweep
 def test_images_are_normalised_as_in_the_lecture() -> None:
     raw, normalised = drawn("mnist-raw-50"), drawn("mnist-50")
     assert raw.shape == normalised.shape == (50, 784)
@@ -727,6 +732,7 @@ def test_fit_benchmark_runs(tmp_path: Path) -> None:
         assert float(found[1]) == pytest.approx(200e-6 * float(row["us_median"]), abs=0.006)
 
 
+@pytest.mark.sweep
 def test_fit_benchmark_refuses_what_it_cannot_train_on() -> None:
     done = run("fit.py", "--quick", "--shapes", "small-32", status=2)
     assert "fit.py: error: argument --shapes: small-32" in done.stderr

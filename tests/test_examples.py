@@ -172,6 +172,7 @@ def test_each_program_that_has_evidence_is_there() -> None:
     assert EVIDENCE.keys() <= set(PROGRAMS)
 
 
+@pytest.mark.sweep
 def test_a_picture_replaces_the_file_and_is_the_same_in_every_run(tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
     contents = []
@@ -184,6 +185,7 @@ def test_a_picture_replaces_the_file_and_is_the_same_in_every_run(tmp_path: Path
     assert contents[0] == contents[1]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["picture.bmp", "missing/picture.png", "."])
 def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
     name: str, tmp_path: Path

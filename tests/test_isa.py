@@ -61,6 +61,7 @@ def test_best_by_default(unset: str | None) -> None:
     assert instruction_sets(output(REPORT, FASTMLP_ISA=unset)) == [{best}] * 6
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["avx1024", "AVX2", " avx2", "generic,avx2", "native"])
 def test_environment_names_an_unknown_one(name: str) -> None:
     done = run("import fastmlp", FASTMLP_ISA=name)

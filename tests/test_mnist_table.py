@@ -79,6 +79,7 @@ def test_a_wrong_row_is_named(table: ModuleType, text: str) -> None:
         table.chosen(text)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "arguments",
     [["--rows", "1,lenet"], ["--seeds", "0"], ["--minutes", "0"], ["--minutes", "nan"]],
@@ -239,6 +240,7 @@ def test_a_state_that_is_not_the_rows_is_refused(
         table.Run(settings, 0, data, file)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of a file"])
 def test_a_broken_state_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "linear-0-test.pt"

@@ -62,6 +62,7 @@ def lowest_needs(layers: int) -> list[list[bool]]:
     return [[], *([i > first for i in range(1 + 2 * layers)] for first in range(layers))]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_opcheck_beneath(problem: Problem) -> None:
     layers = len(problem.weights)

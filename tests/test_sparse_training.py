@@ -351,6 +351,7 @@ def test_fit_with_clipping(dtype: torch.dtype) -> None:
     assert_equal(numbers(fitted), numbers(stepped))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_the_weight_is_whole_at_every_callback(isa: str, dtype: torch.dtype, every: int) -> None:
     """And what is done to it there counts: a rate, a frozen weight, other numbers, threads."""

@@ -375,6 +375,7 @@ def problems() -> Iterator[Problem]:
 PROBLEMS = list(problems())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 @pytest.mark.parametrize("needed", [False, True], ids=["inference", "training"])
 def test_opcheck(problem: Problem, needed: bool) -> None:
@@ -403,6 +404,7 @@ def test_opcheck_beneath(problem: Problem) -> None:
     torch.library.opcheck(OPS.mlp_backward.default, backward_call(problem, has, has)[1])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0,)])
 def test_fakes_match(shape: tuple[int, ...], kind: dict[str, Any]) -> None:
     """Sizes, strides and offsets of what the fakes say are those of what the kernels give."""

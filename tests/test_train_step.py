@@ -547,6 +547,7 @@ def with_a_dead_unit(make_optimizer: MakeOptimizer, dtype: torch.dtype) -> Twins
     return twins
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("optimizer", DECAYING)
 def test_moments_end_at_zero(dtype: torch.dtype, optimizer: str) -> None:
     twins = with_a_dead_unit(DECAYING[optimizer], dtype)
