@@ -5,7 +5,7 @@
 namespace fastmlp {
 
 Span span(const at::Tensor& tensor) {
-  if (!tensor.defined() || tensor.numel() == 0) return {};
+  if (!tensor.defined() || !tensor.has_storage() || tensor.numel() == 0) return {};
   int64_t elements = tensor.numel();
   if (!tensor.is_contiguous()) {
     elements = 1;

@@ -15,7 +15,7 @@ struct Span {
   bool meets(const Span& other) const { return begin < other.end && other.begin < end; }
 };
 
-// Of a dense tensor.
+// Of a tensor with a storage; of another: nothing.
 Span span(const at::Tensor& tensor);
 
 // Spans of which those that are written may meet no other.

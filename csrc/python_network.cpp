@@ -173,8 +173,7 @@ class Reader {
     } else if (activation == Activation::leaky_relu || activation == Activation::elu) {
       PyObject* const slope = PyDict_GetItemWithError(
           state, activation == Activation::elu ? names_.alpha : names_.negative_slope);
-      if (!is_number(slope)) return false;
-      network_.slopes.back() = PyFloat_AsDouble(slope);
+      if (!read_number(slope, network_.slopes.back())) return false;
     }
     network_.activations.back() = static_cast<int64_t>(activation);
     return true;
@@ -189,16 +188,21 @@ class Reader {
     return weight && bias && network_.append(weight, bias, input_).empty();
   }
 
-  static bool is_number(PyObject* object) {
-    return object && (PyFloat_Check(object) || PyLong_Check(object));
+  // As float(object); false where it is no number, whose reason Python's reader knows.
+  static bool read_number(PyObject* object, double& number) {
+    if (!object) return false;
+    number = PyFloat_AsDouble(object);
+    if (number != -1.0 || !PyErr_Occurred()) return true;
+    PyErr_Clear();
+    return false;
   }
 
   bool read_dropout(PyObject* state) {
     PyObject* const training = PyDict_GetItemWithError(state, names_.training);
     PyObject* const inplace = PyDict_GetItemWithError(state, names_.inplace);
     PyObject* const p = PyDict_GetItemWithError(state, names_.p);
-    if (!training || inplace != Py_False || !is_number(p)) return false;
-    const double probability = PyFloat_AsDouble(p);
+    double probability = 0;
+    if (!training || inplace != Py_False || !read_number(p, probability)) return false;
     if (!(probability >= 0 && probability <= 1)) return false;
     if (training == Py_False || probability == 0) return true;
     if (training != Py_True || stage_ == Stage::closed) return false;

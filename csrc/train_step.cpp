@@ -26,9 +26,11 @@ struct LossOperands {
 at::Tensor materialized(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(tensor.device().is_cpu(), "fastmlp.TrainStep: expected the ", name,
               " on the CPU, got it on ", tensor.device());
-  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_nested() && !tensor.is_quantized(),
-              "fastmlp.TrainStep: expected the ", name, " dense, got a tensor of layout ",
-              tensor.layout());
+  TORCH_CHECK(tensor.layout() == at::kStrided && !tensor.is_nested() && !tensor.is_quantized() &&
+                  !tensor.key_set().has(c10::DispatchKey::Python),
+              "fastmlp.TrainStep: expected the ", name,
+              " to be a plain dense tensor, got one of layout ", tensor.layout(), ", type ",
+              tensor.toString());
   if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options());
   return tensor.resolve_conj().resolve_neg();
 }

@@ -68,6 +68,12 @@ def as_table(
         classes: whether whole numbers as targets are classes, which may be of any such type.
     """
     inputs, targets, scale, shift, rows = _parts(dataset)
+    for tensor in (inputs, targets):
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+            raise TypeError(
+                f"fastmlp.TrainStep.fit: expected dense tensors, got one of layout {tensor.layout}"
+                f"{', nested' * tensor.is_nested}{', quantized' * tensor.is_quantized}"
+            )
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise ValueError(
             "fastmlp.TrainStep.fit: expected as many inputs as targets, got shapes "
@@ -77,10 +83,12 @@ def as_table(
         raise ValueError("fastmlp.TrainStep.fit: expected at least one row, got none")
     if inputs.dtype in (torch.float32, torch.float64):
         inputs = inputs.to(dtype)
-    elif inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-        raise TypeError(
-            "fastmlp.TrainStep.fit: expected floating point inputs, or uint8 for pixels, got "
-            f"{inputs.dtype}. Convert them: inputs.float()"
+    elif inputs.dtype != torch.uint8:
+        # As torch has it: of another floating point type than the weights, or none at all.
+        error = RuntimeError if inputs.is_floating_point() else TypeError
+        raise error(
+            "fastmlp.TrainStep.fit: expected inputs of float32 or float64, or uint8 for pixels, "
+            f"got {inputs.dtype}. Convert them: inputs.float()"
         )
     if normalize is not None:
         if inputs.dtype != torch.uint8:
@@ -96,7 +104,9 @@ def as_table(
     return Table(inputs.contiguous(), targets, scale, shift, rows)
 
 
-_WHOLE = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+_WHOLE = (
+    torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
 
 
 def _parts(dataset: Any) -> tuple[Tensor, Tensor, float, float, Tensor | None]:
@@ -108,7 +118,7 @@ def _parts(dataset: Any) -> tuple[Tensor, Tensor, float, float, Tensor | None]:
                 f"its images and labels do not tell. {_OTHERWISE}"
             )
         return dataset.images, dataset.labels, *_affine(dataset.transform), None
-    if type(dataset) is Subset:
+    if type(dataset) is Subset and not isinstance(dataset.dataset, (tuple, list)):  # of two items
         inputs, targets, scale, shift, among = _parts(dataset.dataset)
         count = len(inputs) if among is None else len(among)
         rows = torch.tensor([range(count)[index] for index in dataset.indices], dtype=torch.int64)
@@ -138,6 +148,8 @@ def _as_tensor(item: Any) -> Tensor | None:
     array = np.asarray(item)
     if array.dtype.kind not in "biuf":  # no numbers
         return None
+    if array.dtype == np.longdouble:  # torch has none
+        array = array.astype(np.float64)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from fastmlp import _C as _C
 else:
     _C = _extension.load()
-_C.get_isa()  # reads FASTMLP_ISA: a wrong name is an error here, at import
+# Read FASTMLP_ISA and FASTMLP_L2_BYTES: what they should not be is an error here, at import.
+_C.get_isa()
+_C.second_level_cache_bytes()
 
 
 def get_isa() -> str:

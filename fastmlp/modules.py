@@ -43,6 +43,7 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 _NAMES: dict[type[nn.Module], str] = {
     type(make()): name for name, make in _MODULES.items() if name != "gelu_tanh"
 }
+_SLOPES = {"leaky_relu": "negative_slope", "elu": "alpha"}
 _GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
@@ -93,10 +94,11 @@ def _activation_of(module: Any) -> tuple[int, float] | None:
     """The operators' number and slope of an activation module, None for any other module."""
     name = _NAMES.get(type(module)) if module is not None else None
     slope = 0.0
-    if name == "leaky_relu":
-        slope = float(module.negative_slope)
-    elif name == "elu":
-        slope = float(module.alpha)
+    if name in _SLOPES:
+        try:
+            slope = float(getattr(module, _SLOPES[name]))
+        except (TypeError, ValueError, OverflowError):  # torch will say what it thinks of it
+            return None
     elif name == "gelu" and module.approximate != "none":
         name = f"gelu_{module.approximate}"
     code = functional._CODES.get(name or "")
@@ -171,6 +173,19 @@ def _append_residual(block: Residual, network: functional.Network) -> str | None
     return None
 
 
+def runs_its_modules(module: Any) -> bool:
+    """Whether a module's class makes it call its modules, one after the other, and no more."""
+    kind = type(module)
+    return (
+        issubclass(kind, nn.Sequential)
+        and kind.forward in (nn.Sequential.forward, FusedMLP.forward)
+        and all(getattr(kind, name) is getattr(nn.Sequential, name) for name in _CALLED)
+    )
+
+
+_CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "__iter__", "__getattr__")
+
+
 class FusedMLP(nn.Sequential):
     """A multilayer perceptron: `torch.nn.Sequential` of linear layers and activations, run as one.
 
@@ -226,10 +241,16 @@ class FusedMLP(nn.Sequential):
         if isinstance(sizes, OrderedDict):  # how nn.Sequential makes its slices
             super().__init__(sizes)
             return
-        if modules or isinstance(sizes, nn.Module):
+        given = (sizes, *modules)
+        if any(isinstance(one, nn.Module) for one in (*given, *_items(sizes))):
             raise TypeError(
                 "fastmlp.FusedMLP: expected sizes, such as [784, 300, 10], got modules. For a "
                 "FusedMLP of these: FusedMLP.from_sequential(nn.Sequential(…))"
+            )
+        if modules:
+            raise TypeError(
+                "fastmlp.FusedMLP: expected the sizes in one list, such as [784, 300, 10], and all "
+                f"else by name, got {', '.join(map(repr, given))}"
             )
         super().__init__()
         if dropout is not None and not 0 <= dropout <= 1:
@@ -266,13 +287,11 @@ class FusedMLP(nn.Sequential):
             ValueError: the Sequential has hooks, parameters or buffers of its own, beside those of
                 its modules.
         """
-        kind = type(sequential)
-        is_plain = getattr(kind, "forward", None) in (nn.Sequential.forward, FusedMLP.forward)
-        if not is_plain or "forward" in vars(sequential):
-            own = " with a forward of its own" if issubclass(kind, nn.Sequential) else ""
+        if not runs_its_modules(sequential) or "forward" in vars(sequential):
+            own = " with a forward of its own" if isinstance(sequential, nn.Sequential) else ""
             raise TypeError(
-                f"fastmlp.FusedMLP.from_sequential: expected an nn.Sequential, got {kind.__name__}"
-                f"{own}, whose modules alone do not tell what it computes"
+                "fastmlp.FusedMLP.from_sequential: expected an nn.Sequential, got "
+                f"{type(sequential).__name__}{own}, whose modules do not tell what it computes"
             )
         if any(getattr(sequential, hooks) for hooks in MODULE_HOOKS):
             raise ValueError(
@@ -290,7 +309,10 @@ class FusedMLP(nn.Sequential):
         return model
 
     def as_sequential(self) -> nn.Sequential:
-        """The plain `nn.Sequential` of the very same modules."""
+        """The plain `nn.Sequential` of the very same modules.
+
+        Hooks on this model itself, and what a derived class adds, stay behind.
+        """
         sequential = nn.Sequential(OrderedDict(self._modules.items()))
         sequential.training = self.training
         return sequential
@@ -343,7 +365,8 @@ class FusedLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        name = activation.__name__ if isinstance(activation, type) else activation
+        # Another class of that name is another function.
+        name = _NAMES.get(activation, "") if isinstance(activation, type) else activation
         code = functional.activation_code(name)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.activation = functional.ACTIVATIONS[code]
@@ -351,14 +374,14 @@ class FusedLinear(nn.Linear):
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
         # torch's function asks no more of what it takes than a weight and a bias; others look for
         # the very type nn.Linear.
-        if self.activation != "identity" and sys._getframe(2).f_code is _FOLDS_BATCH_NORM:
+        caller = sys._getframe(1).f_back
+        if self.activation != "identity" and caller and caller.f_code is _FOLDS_BATCH_NORM:
             raise TypeError(
                 f"fastmlp.FusedLinear: a BatchNorm after the activation {self.activation!r} cannot "
                 "be folded into the linear layer before it"
             )
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        # What copy.deepcopy does where there is no __deepcopy__.
+        twin: FusedLinear = copy._reconstruct(self, memo, *self.__reduce_ex__(4))  # type: ignore[attr-defined]
         return twin
 
     def forward(self, input: Tensor) -> Tensor:
@@ -370,10 +393,20 @@ class FusedLinear(nn.Linear):
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
 
+def _items(sizes: Any) -> tuple[Any, ...]:
+    return tuple(sizes) if isinstance(sizes, (list, tuple)) else ()
+
+
 def _make_activation(activation: str | nn.Module | type[nn.Module]) -> nn.Module:
     if isinstance(activation, nn.Module):
         return copy.deepcopy(activation)
     if isinstance(activation, type) and issubclass(activation, nn.Module):
-        return activation()
+        try:
+            return activation()
+        except TypeError as error:
+            raise TypeError(
+                f"fastmlp.FusedMLP: the activation {activation.__name__} cannot be made without "
+                f"arguments ({error}). Pass a module instead of its class"
+            ) from None
     name = functional.ACTIVATIONS[functional.activation_code(activation)]
     return _MODULES[name]()

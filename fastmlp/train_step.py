@@ -14,7 +14,7 @@ from torch.optim import optimizer as optimizer_module
 
 from fastmlp._ops import _C
 from fastmlp.functional import Network
-from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules
+from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules, runs_its_modules
 
 if TYPE_CHECKING:
     from fastmlp._fit import Report, Table
@@ -32,7 +32,6 @@ _OPTIMIZERS: dict[type[torch.optim.Optimizer], int] = {
     torch.optim.Adam: 1,
     torch.optim.AdamW: 2,
 }
-_FORWARDS = (nn.Sequential.forward, FusedMLP.forward)
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_OPTIMIZER_HOOKS = (
     optimizer_module._global_optimizer_pre_hooks,
@@ -168,7 +167,8 @@ class TrainStep:
 
         The rows are visited in the order of ``DataLoader(dataset, batch_size, shuffle,
         drop_last=drop_last, generator=generator)`` for the same state of the generator, and the
-        data set is not copied if its rows are contiguous and of that dtype. Ctrl-C takes effect
+        data set is not copied if its rows are contiguous and of that dtype (then batches are read
+        as it is at their time). Ctrl-C takes effect
         between two batches and leaves the model and the optimizer's state as after the last of
         them. They are complete whenever the callback runs, and not in between: another thread had
         better not read them meanwhile.
@@ -256,9 +256,10 @@ class TrainStep:
         return int((targets.index_select(0, rows) == self.loss.__dict__["ignore_index"]).sum())
 
     def __repr__(self) -> str:
-        clips = "" if self.max_grad_norm is None else f", max_grad_norm={self.max_grad_norm}"
-        parts = "\n".join(repr(part) + "," for part in (self.model, self.loss, self.optimizer))
-        return f"TrainStep(\n{textwrap.indent(parts, '  ')}\n{clips.removeprefix(', ')})"
+        parts = [repr(part) for part in (self.model, self.loss, self.optimizer)]
+        if self.max_grad_norm is not None:
+            parts.append(f"max_grad_norm={self.max_grad_norm}")
+        return "TrainStep(\n" + textwrap.indent(",\n".join(parts), "  ") + "\n)"
 
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
         """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
@@ -348,8 +349,7 @@ class TrainStep:
                     )
 
     def _check_model(self) -> None:
-        forward = getattr(type(self.model), "forward", None)
-        if forward not in _FORWARDS:
+        if not runs_its_modules(self.model):
             raise TypeError(
                 "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
                 f"activations, got {type(self.model).__name__} with a forward of its own"

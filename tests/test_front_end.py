@@ -8,6 +8,7 @@ import math
 import pickle
 import random
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from fastmlp.data import ImageDataset
     [
         lambda: FusedMLP(nn.Linear(4, 3), nn.ReLU()),
         lambda: FusedMLP(nn.Linear(4, 3)),
+        lambda: FusedMLP([nn.Linear(4, 3), nn.ReLU()]),
         lambda: FusedMLP(nn.Sequential(nn.Linear(4, 3), nn.ReLU())),
     ],
 )
@@ -43,6 +45,12 @@ def test_modules_in_place_of_sizes(make: Callable[[], FusedMLP]) -> None:
 def test_sizes_that_are_none(sizes: Any) -> None:
     with pytest.raises(TypeError, match=r"expected sizes, such as \[784, 300, 10\]"):
         FusedMLP(sizes)
+
+
+def test_sizes_one_by_one() -> None:
+    for given in ((784, 300, 10), ([4, 3], "relu")):
+        with pytest.raises(TypeError, match="expected the sizes in one list"):
+            FusedMLP(*given)
 
 
 def test_sizes_of_numpy() -> None:
@@ -76,6 +84,19 @@ def test_unknown_activations(given: Any) -> None:
         FusedMLP([4, 5, 3], activation=given)
 
 
+class ReLU(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x + 7
+
+
+def test_classes_of_the_same_name() -> None:
+    with pytest.raises(ValueError, match="expected an activation of"):
+        FusedLinear(4, 3, activation=ReLU)
+    assert bool((FusedMLP([4, 3], output_activation=ReLU)(torch.randn(2, 4)) == 7).all())
+    with pytest.raises(TypeError, match="Linear cannot be made without arguments"):
+        FusedMLP([4, 3, 2], activation=nn.Linear)
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -91,6 +112,17 @@ class Doubled(nn.Sequential):
         return 2 * super().forward(x)
 
 
+class Called(nn.Sequential):
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = 2 * super().__call__(x)
+        return result
+
+
+class Backwards(nn.Sequential):
+    def __iter__(self) -> Any:
+        return iter(list(self._modules.values())[::-1])
+
+
 class Named(nn.Sequential):
     """Derived, and computed as it is."""
 
@@ -104,7 +136,8 @@ def patched() -> nn.Sequential:
 @pytest.mark.parametrize(
     "make",
     [
-        Net, patched, lambda: Doubled(nn.Linear(4, 3)), lambda: Residual(nn.Linear(4, 4)),
+        Net, patched, lambda: Doubled(nn.Linear(4, 3)), lambda: Called(nn.Linear(4, 3)),
+        lambda: Backwards(nn.Linear(4, 4), nn.ReLU()), lambda: Residual(nn.Linear(4, 4)),
         lambda: nn.ModuleList([nn.Linear(4, 3)]), lambda: nn.Linear(4, 3), lambda: None,
     ],
 )  # fmt: skip
@@ -184,6 +217,26 @@ def test_copies_of_a_fused_linear() -> None:
         assert torch.equal(twins[0](x), layer(x))
         twins[0].weight.data.zero_()
     assert layer.weight.any()
+    assert torch.equal(layer.__deepcopy__({})(x), layer(x))
+
+
+class Locked(FusedLinear):
+    """With state that cannot be copied, and says how."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.lock = threading.Lock()
+
+
+def test_a_derived_fused_linear_copies_as_it_says() -> None:
+    layer = Locked(4, 3)
+    layer.lock = threading.Lock()
+    twin = copy.deepcopy(layer)
+    assert twin.lock is not layer.lock
+    assert torch.equal(twin.weight, layer.weight)
 
 
 # Both readers of modules --------------------------------------------------------------------------
@@ -202,8 +255,10 @@ def random_module(draw: random.Random, depth: int = 0) -> nn.Module:
         inside = [random_module(draw, depth + 1) for _ in range(draw.randint(1, 3))]
         return Residual(*inside) if draw.random() < 0.8 else nn.Sequential(*inside)
     return (
-        nn.ReLU(), nn.GELU(draw.choice(("none", "tanh"))), nn.LeakyReLU(draw.choice((0, 0.2))),
-        nn.ELU(draw.choice((1, 0.5))), nn.Dropout(draw.choice((0, 0.3, 1))), nn.Identity(),
+        nn.ReLU(), nn.GELU(draw.choice(("none", "tanh"))),
+        nn.LeakyReLU(draw.choice((0, 0.2, np.float32(0.1), torch.tensor(0.1)))),
+        nn.ELU(draw.choice((1, 0.5))), nn.Dropout(draw.choice((0, 0.3, 1, np.float32(0.5)))),
+        nn.Identity(),
         draw.choice((nn.Softplus(), OwnGELU("tanh"), nn.Dropout(0.3, inplace=True))),
         FusedLinear(5, 5),
     )[kind - 4]  # fmt: skip
@@ -228,6 +283,13 @@ def test_both_readers_agree() -> None:
             fused += 1
             torch.testing.assert_close(*results)
     assert 40 < fused < 360
+
+
+@pytest.mark.parametrize("slope", ["a", None, 10**400])
+def test_slopes_that_are_no_numbers(slope: Any) -> None:
+    model = FusedMLP.from_sequential(nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(slope)))
+    assert "is not fused" in (model.why_plain(torch.randn(2, 4)) or "")
+    assert _C.run_modules(model._modules, torch.randn(2, 4)) is None
 
 
 def test_the_reason_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -356,7 +418,10 @@ def test_inputs_of_any_kind(kind: str) -> None:
     assert not same(fitted((x.flip(0), y)), expected)
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32, torch.uint8, "numpy"])
+@pytest.mark.parametrize(
+    "kind",
+    [torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint64, "numpy"],
+)
 def test_classes_of_any_whole_type(kind: Any) -> None:
     x, y = torch.randn(ROWS, FEATURES), torch.randint(3, (ROWS,))
     given = y.numpy().astype("i4") if kind == "numpy" else y.to(kind)
@@ -403,7 +468,8 @@ def test_subsets() -> None:
     rows = [3, 1, -2, 30, 3, *range(10, 25)]
     expected = fitted((x[rows], y[rows]))
     assert same(fitted(Subset(whole, rows)), expected)
-    assert same(fitted(Subset((x, y), rows)), expected)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got Subset"):  # whose items are x and y
+        fitted(Subset((x, y), [0, 1]))  # type: ignore[arg-type]
     assert same(
         fitted(Subset(Subset(whole, range(ROWS - 1, -1, -1)), [ROWS - 1 - r % ROWS for r in rows])),
         expected,
@@ -469,6 +535,19 @@ def test_the_error_is_that_of_rows_that_count(ignored: int) -> None:
     for number, report in enumerate(reports):
         rows = slice(16 * number, 16 * number + 16)
         assert_fraction(report.error, wrong[rows].sum(), counted[rows].sum())
+
+
+@pytest.mark.parametrize(("ignore", "label"), [(-100, 156), (256, 0)])
+def test_labels_of_a_byte_are_not_taken_for_the_class_that_is_ignored(
+    ignore: int, label: int
+) -> None:
+    model = FusedMLP([4, 200])
+    loss = nn.CrossEntropyLoss(ignore_index=ignore)
+    step = TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0))
+    y = torch.full((10,), label, dtype=torch.uint8)
+    x = torch.randn(10, 4)
+    [report] = step.fit((x, y), 5, progress=False)
+    assert_fraction(report.error, (model(x).argmax(1) != y).sum(), torch.tensor(10))
 
 
 def assert_fraction(error: float | None, wrong: Tensor, counted: Tensor) -> None:

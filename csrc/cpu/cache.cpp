@@ -1,4 +1,5 @@
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -15,8 +16,9 @@ namespace {
 int64_t find_second_level_cache() {
   if (const char* told = std::getenv("FASTMLP_L2_BYTES"); told && *told) {
     char* end = nullptr;
+    errno = 0;
     const int64_t bytes = std::strtoll(told, &end, 10);
-    if (*end || bytes <= 0)
+    if (*end || bytes <= 0 || errno == ERANGE)
       throw std::invalid_argument(
           std::string("FASTMLP_L2_BYTES: expected a number of bytes, got '") + told + "'");
     return bytes;
