@@ -315,7 +315,7 @@ def any_isa(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
-@pytest.mark.parametrize("rows", [0, 5])
+@pytest.mark.parametrize("rows", [0, 5, 6000])  # several blocks of any usual cache
 @pytest.mark.parametrize("sizes", NO_SIZES, ids=str)
 def test_networks_of_no_features(any_isa: None, sizes: list[int], rows: int) -> None:
     for activation in ("relu", "silu"):

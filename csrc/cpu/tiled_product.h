@@ -169,7 +169,7 @@ class TiledProduct {
   }
 
   // Where several blocks of rows use the panels of b, they are packed once, by all for all.
-  bool share_panels() const { return pack_panels_ && rows_.count() > block_tiles_; }
+  bool share_panels() const { return pack_panels_ && n_ > 0 && rows_.count() > block_tiles_; }
   int64_t shared_part_elements() const { return column(columns_.count()) * kTileDepth; }
 
   void pack_shared(T* panels, int64_t part, Member member) const {
