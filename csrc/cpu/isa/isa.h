@@ -1,0 +1,24 @@
+// Which instruction sets this binary has kernels for, which of them this machine can run, and which
+// one is in use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels/table.h"
+
+namespace fastmlp::cpu {
+
+std::vector<std::string> compiled_isas();  // best first
+std::vector<std::string>
+available_isas();  // best first; the operating system's support is checked, too
+std::string get_isa();
+// Takes effect for the calls that begin after it. Throws std::invalid_argument for a name that is
+// unknown or unavailable.
+void set_isa(const std::string& name);
+
+// The kernels in use. The first call reads FASTMLP_ISA and throws as set_isa does.
+template <typename T>
+const Kernels<T>& active_kernels();
+
+}  // namespace fastmlp::cpu

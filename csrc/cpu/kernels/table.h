@@ -1,0 +1,111 @@
+// What an instruction set offers: a table of function pointers that kernels_<isa>.cpp fills from
+// the algorithms in *-inl.h.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "cpu/kernels/mersenne.h"
+#include "images/resample.h"
+#include "network/network.h"
+#include "network/training.h"
+
+namespace fastmlp::cpu {
+
+inline constexpr int kMaxTileRows = 8;
+inline constexpr int kMaxTileVectors = 6;
+inline constexpr int kMaxDotTile = 5;
+inline constexpr int kMaxRowTile = 16;
+
+struct TileShape {
+  int rows;
+  int vectors;  // of the kernels' width
+};
+
+// All matrices are row-major with a stride from row to row, in elements.
+template <typename T>
+struct Kernels {
+  // c[rows, n] = a · b, or += scale · a · b where accumulate, over a depth of k, or over the k
+  // columns of a and rows of b that are listed. a is read element by element at any two strides, b
+  // by whole vectors along its rows; `vectors` covers the n columns.
+  using GemmTile = void (*)(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
+                            int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
+                            int64_t c_stride, int64_t n, bool accumulate, T scale);
+  // c[rows, columns] = a · bᵀ, or +=, both operands read by whole vectors along k.
+  using DotTile = void (*)(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                           T* c, int64_t c_stride, bool accumulate);
+  // z[rows, n] += bias (null: zero), y = activation(z). Where z == y only y is kept.
+  using Activate = void (*)(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias,
+                            T slope);
+  // grad[rows, n] = incoming[rows, n] * activation'(saved), with saved as saves_output tells.
+  using Derive = void (*)(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride,
+                          const T* saved, int64_t saved_stride, T* grad, int64_t grad_stride,
+                          T slope);
+
+  const char* isa;
+  int width;       // elements in a vector
+  TileShape tall;  // the gemm tile for many rows
+  TileShape wide;  // … and for few
+  int dot_rows, dot_columns;
+  int row_columns;  // of a dot tile of one row
+  GemmTile gemm[kMaxTileRows + 1]
+               [kMaxTileVectors + 1];             // [rows][vectors]; null outside of tall and wide
+  DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];  // [rows][columns]
+  Activate activate[kActivations];
+  Derive derive[kActivations];
+  // c[rows, n] = a · factor + addend (null: ones, zeros). factor lies like c.
+  void (*combine)(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* factor,
+                  const T* addend, int64_t addend_stride, T* c, int64_t c_stride);
+  // out[n] = sum over the rows of a[rows, n], pairwise.
+  void (*column_sums)(int64_t rows, int64_t n, const T* a, int64_t stride, T* out);
+  // packed[k, n] = sourceᵀ for source[n, k]; packed rows lie packed_stride apart, and from n to
+  // `filled` they are set to zero.
+  void (*pack_transposed)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
+                          int64_t packed_stride, int64_t filled);
+  // packed[k, n] = source[k, n], zero from n to packed_stride.
+  void (*pack_rows)(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
+                    int64_t packed_stride);
+  // marks[n] = x[n] != background, rest[n] = x[n] - background (null: not wanted). NaN differs from
+  // everything.
+  void (*separate)(int64_t n, const T* x, T background, uint8_t* marks, T* rest);
+  // to[n] = scale · from[n] + shift.
+  void (*convert)(int64_t n, const uint8_t* from, T scale, T shift, T* to);
+  // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the
+  // exponentials of the differences from it. Contiguous.
+  void (*softmax)(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum);
+  // The sum of the losses of n elements; their gradients times scale are written. Null: ones.
+  double (*squared_error)(int64_t n, const T* z, const T* target, T scale, T* gradient);
+  double (*bce_with_logits)(int64_t n, const T* logits, const T* target, const T* weight,
+                            const T* positive_weight, T scale, T* gradient);
+  // [rows, n] of one parameter, its gradient and its state, all pointers at the first element and
+  // all rows a stride apart; the rest of the update is the whole parameter's.
+  void (*sgd)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* momentum,
+              const Update<T>& update, T scale);
+  void (*adam)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* mean,
+               T* square, T* square_max, const Update<T>& update, T scale);
+  // out[n] = value where a uniform number of 53 bits is below `below`, else zero.
+  void (*bernoulli)(MersenneTwister& generator, int64_t n, uint64_t below, T value, T* out);
+  // out[n] = noise that belongs to the key and to the image's number, whole numbers of variance
+  // kNoiseVariance; up to the next multiple of 4 · kNoiseRun is written.
+  void (*noise)(uint64_t key, uint64_t image, int64_t n, float* out);
+  void (*pack_neighbours)(int64_t height, int64_t width, const uint8_t* image,
+                          const Neighbours& packed);
+  // out[height, width]: pixels interpolated bilinearly between four neighbours, at places rounded
+  // to 256ths. `wide` is scratch for height · width + `width of a vector` words.
+  void (*resample)(int64_t height, int64_t width, const Affine& affine, const Shifts& shifts,
+                   const uint32_t* neighbours, uint32_t* wide, uint8_t* out);
+  // `steps` rounds of kPeakChains independent multiply-adds on registers, to measure the machine's
+  // peak; returns their sum.
+  T (*multiply_add)(int64_t steps);
+};
+inline constexpr int kPeakChains = 12;
+
+// Each may be called only where isa.h says that its instruction set is available.
+template <typename T>
+const Kernels<T>& generic_kernels();
+template <typename T>
+const Kernels<T>& avx2_kernels();
+template <typename T>
+const Kernels<T>& avx512_kernels();
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,214 @@
+// The Python module: the call that FusedMLP makes, without torch.ops' boxing (4.5 µs a call), and
+// what tests and tools ask.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "images/augment.h"
+#include "images/cpu_augment.h"
+#include "cpu/isa/isa.h"
+#include "cpu/kernels/table.h"
+#include "cpu/product/matrix.h"
+#include "cpu/pass/network.h"
+#include "cpu/record.h"
+#include "images/resample.h"
+#include "torch/dropout.h"
+#include "torch/memory.h"
+#include "network/network.h"
+#include "torch/ops.h"
+#include "torch/problem.h"
+#include "python/read_network.h"
+#include "python/step.h"
+
+namespace py = pybind11;
+
+namespace fastmlp {
+namespace {
+
+PyObject* run_network(const at::Tensor& input, const Network& network) {
+  at::Tensor output;
+  {
+    const py::gil_scoped_release release;
+    Arguments arguments = network.arguments(input);
+    draw_noise(arguments, network.dropouts);
+    if (at::GradMode::is_enabled()) {
+      OptionalTensors biases;
+      for (const auto& bias : network.biases) biases.push_back(bias);
+      output = mlp(input, arguments.weights, biases, network.activations, network.slopes,
+                   arguments.noise, network.tails);
+    } else {
+      output = infer(arguments);
+    }
+  }
+  return THPVariable_Wrap(std::move(output));
+}
+
+std::string examine(PyObject* const* args, Network& network, const at::Tensor*& input) {
+  if (const char* reason = mode_in_the_way()) return reason;
+  if (const char* reason = operand_in_the_way(args[0], input))
+    return std::string("the input is ") + reason;
+  if (input->dim() == 0) return "the input has no dimensions";
+  return read(args, *input, network);
+}
+
+void check_arguments(PyObject* const* args, Py_ssize_t count) {
+  if (count != 1 + kLists)
+    throw py::type_error("expected (input, weights, biases, activations, slopes, dropouts, skips)");
+  for (int i = 1; i <= kLists; ++i) {
+    if (!PyList_Check(args[i]) && !PyTuple_Check(args[i]))
+      throw py::type_error("expected lists or tuples");
+  }
+}
+
+// run(input, weights, biases, activations, slopes, dropouts, skips) -> Tensor, or None where the
+// plain path has to be taken.
+PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  check_arguments(args, count);
+  Network network;
+  const at::Tensor* input = nullptr;
+  if (!examine(args, network, input).empty()) Py_RETURN_NONE;
+  return run_network(*input, network);
+  END_HANDLE_TH_ERRORS
+}
+
+// why_plain(… as run …) -> None where run() would run fused, else the reason.
+PyObject* why_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  check_arguments(args, count);
+  Network network;
+  const at::Tensor* input = nullptr;
+  const auto reason = examine(args, network, input);
+  if (reason.empty()) Py_RETURN_NONE;
+  return PyUnicode_FromString(reason.c_str());
+  END_HANDLE_TH_ERRORS
+}
+
+// run_modules(modules, input) -> Tensor, or None where the modules have to run plain.
+PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 2 || !PyDict_Check(args[0])) throw py::type_error("expected (modules, input)");
+  const at::Tensor* input = nullptr;
+  if (mode_in_the_way() || operand_in_the_way(args[1], input) || input->dim() == 0) Py_RETURN_NONE;
+  Network network;
+  if (!recognise(args[0], *input, network)) {
+    if (PyErr_Occurred()) throw py::error_already_set();
+    Py_RETURN_NONE;
+  }
+  return run_network(*input, network);
+  END_HANDLE_TH_ERRORS
+}
+
+// Of the instruction set in use: what the forms of products are chosen by.
+template <typename T>
+py::dict tiles() {
+  const cpu::Kernels<T>& kernels = cpu::active_kernels<T>();
+  py::dict shapes;
+  shapes["width"] = kernels.width;
+  shapes["tall"] = py::make_tuple(kernels.tall.rows, kernels.tall.vectors);
+  shapes["wide"] = py::make_tuple(kernels.wide.rows, kernels.wide.vectors);
+  shapes["dot_rows"] = kernels.dot_rows;
+  return shapes;
+}
+
+PyMethodDef kMethods[] = {
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run)), METH_FASTCALL, nullptr},
+    {"why_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(why_plain)), METH_FASTCALL,
+     nullptr},
+    {"run_modules", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run_modules)),
+     METH_FASTCALL, nullptr},
+    {"train_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(train_step)),
+     METH_FASTCALL, nullptr},
+    {"train_steps", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(train_steps)),
+     METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+}  // namespace fastmlp
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace fastmlp;
+  if (PyModule_AddFunctions(m.ptr(), kMethods) != 0) throw py::error_already_set();
+  py::list names;
+  for (const char* name : kActivationNames) names.append(name);
+  m.attr("ACTIVATIONS") = py::tuple(names);
+  m.attr("MOST_PIXELS") = cpu::kMostPixels;
+  m.attr("MOST_NOISE") = cpu::kMostNoise;
+  m.attr("NOISE_VARIANCE") = cpu::kNoiseVariance;
+  m.attr("MOST_HALF") = cpu::kMostHalf;
+  m.def("know_modules",
+        [](const py::handle& linear, const py::handle& dropout, const py::handle& residual,
+           const py::handle& device_context, const py::dict& activations,
+           const py::list& global_hooks, const py::list& hooks) {
+          Known names;  // holds its references for the life of the process
+          names.linear = linear.inc_ref().ptr();
+          names.dropout = dropout.inc_ref().ptr();
+          names.residual = residual.inc_ref().ptr();
+          names.device_context = device_context.inc_ref().ptr();
+          for (const auto& [type, code] : activations)
+            names.activations.emplace_back(type.inc_ref().ptr(), code.cast<int64_t>());
+          for (const auto& one : global_hooks) names.global_hooks.push_back(one.inc_ref().ptr());
+          for (const auto& one : hooks)
+            names.hooks.push_back(PyUnicode_InternFromString(one.cast<std::string>().c_str()));
+          known() = names;
+        });
+  m.def("saves_sums",
+        [](int activation) { return saves_sums(static_cast<Activation>(activation)); });
+  m.def("saves_output",
+        [](int activation) { return saves_output(static_cast<Activation>(activation)); });
+  m.def("compiled_isas", cpu::compiled_isas);
+  m.def("available_isas", cpu::available_isas);
+  const auto as_runtime_error = [](auto call) {
+    try {
+      return call();
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(std::string("fastmlp: ") + error.what());
+    }
+  };
+  m.def("get_isa", [=] { return as_runtime_error([] { return cpu::get_isa(); }); });
+  m.def("set_isa", [=](const std::string& name) { as_runtime_error([&] { cpu::set_isa(name); }); });
+  m.def("second_level_cache_bytes",
+        [=] { return as_runtime_error([] { return cpu::second_level_cache_bytes(); }); });
+  m.def("set_second_level_cache_bytes", cpu::set_second_level_cache_bytes);
+  m.def("tiles", [](const std::string& dtype) {
+    return dtype == "float32" ? tiles<float>() : tiles<double>();
+  });
+  m.def("deskew", deskew, py::call_guard<py::gil_scoped_release>());
+  m.def("distort", distort, py::call_guard<py::gil_scoped_release>());
+  m.def("cached_bytes", cached_bytes);
+  m.def("empty_cache", empty_cache);
+  m.def("record_kernels", [](bool on) { on ? cpu::start_recording() : cpu::stop_recording(); });
+  m.def("recorded_kernels", cpu::recorded);
+  m.def(
+      "fma_peak",
+      [](double seconds, int threads, const std::string& dtype) {
+        if (dtype != "float32" && dtype != "float64")
+          throw py::value_error("expected dtype 'float32' or 'float64', got '" + dtype + "'");
+        const py::gil_scoped_release release;
+        return dtype == "float32" ? cpu::fma_peak<float>(seconds, threads)
+                                  : cpu::fma_peak<double>(seconds, threads);
+      },
+      py::arg("seconds"), py::arg("threads"), py::arg("dtype") = "float32");
+  m.def("build_info", [] {
+    py::dict info;
+#if defined(__clang__)
+    info["compiler"] = "clang " __clang_version__;
+#else
+    info["compiler"] = "gcc " __VERSION__;
+#endif
+    info["cxx_standard"] = static_cast<int>(__cplusplus / 100 % 100);
+    info["torch"] = FASTMLP_TORCH_VERSION;
+#ifdef _OPENMP
+    info["openmp"] = true;
+#else
+    info["openmp"] = false;
+#endif
+    return info;
+  });
+}
