@@ -1,6 +1,5 @@
-"""The compiled extension: csrc/bindings.cpp."""
+"""The compiled extension: csrc/python/module.cpp."""
 
-from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -12,40 +11,31 @@ class BuildInfo(TypedDict):
     torch: str
     openmp: bool
 
+# csrc/network: names, in the order of their numbers
 ACTIVATIONS: tuple[str, ...]
-# csrc/cpu/resample.h and augment.h
+LOSSES: tuple[str, ...]
+OPTIMIZERS: tuple[str, ...]
+# name, torch.nn's class, ATen's operator, parameters, and an attribute of the class and its value
+ACTIVATION_INFOS: tuple[tuple[str, str, str, dict[str, float], str | None, str | None], ...]
+# csrc/images
 MOST_PIXELS: int
 MOST_NOISE: float
 NOISE_VARIANCE: float
 MOST_HALF: int
 
 def run(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activations: Sequence[int],
-    slopes: Sequence[float],
-    dropouts: Sequence[float],
-    skips: Sequence[bool],
-    /,
+    input: Tensor, operands: list[Tensor], program: list[int], constants: list[float], /
 ) -> Tensor | None: ...
 def why_plain(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activations: Sequence[int],
-    slopes: Sequence[float],
-    dropouts: Sequence[float],
-    skips: Sequence[bool],
-    /,
+    input: Tensor, operands: list[Tensor], program: list[int], constants: list[float], /
 ) -> str | None: ...
 def run_modules(modules: dict[str, Module], input: Tensor, /) -> Tensor | None: ...
 
-# weights, biases, activations, slopes, dropouts, skips
-_Network = tuple[list[Tensor], list[Tensor | None], list[int], list[float], list[float], list[bool]]
-# kind, mean, ignore_index, label_smoothing, weight, pos_weight
-_Loss = tuple[int, bool, int, float, Tensor | None, Tensor | None]
-# kind, param_groups, state, dicts of hooks that have to be empty
+# operands, program, constants
+_Network = tuple[list[Tensor], list[int], list[float]]
+# its number, the module
+_Loss = tuple[int, Module]
+# its number, param_groups, state, dicts of hooks that have to be empty
 _Optimizer = tuple[int, list[dict[str, Any]], dict[Tensor, Any], tuple[dict[Any, Any], ...]]
 
 def train_step(
@@ -72,16 +62,14 @@ def train_steps(
     /,
 ) -> tuple[Tensor, Tensor] | None: ...
 def know_modules(
-    linear: type[Module],
-    dropout: type[Module],
-    residual: type[Module],
-    device_context: type[Any],
-    activations: dict[type[Module], int],
+    classes: dict[str, Any],
+    activation_classes: list[type[Module]],
+    activation_names: dict[str, int],
     global_hooks: list[dict[int, Any]],
     hooks: list[str],
 ) -> None: ...
-def saves_sums(activation: int) -> bool: ...
-def saves_output(activation: int) -> bool: ...
+def check_loss(description: _Loss) -> None: ...
+def kept_layers(program: list[int], constants: list[float], needs: list[bool]) -> list[int]: ...
 def compiled_isas() -> list[str]: ...
 def available_isas() -> list[str]: ...
 def get_isa() -> str: ...

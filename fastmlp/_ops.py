@@ -39,36 +39,32 @@ def empty_cache() -> None:
     _C.empty_cache()
 
 
-def _saved_elements(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    activations: Sequence[int],
-    needs: Sequence[bool],
-    tails: Sequence[int],
-) -> int | torch.SymInt:
-    # saved_layout of csrc/problem.cpp, for sizes that may be symbols
-    layers = len(weights)
-    features: int | torch.SymInt = 0
-    passes = bool(needs) and needs[0]
-    for layer, weight in enumerate(weights):
-        passes = passes or (bool(needs) and (needs[1 + layer] or needs[1 + layers + layer]))
-        reads_activated = passes and _C.saves_output(activations[layer])
-        followed = bool(tails) and tails[layer] != 0
-        if layer + 1 < layers and (
-            (bool(needs) and needs[2 + layer]) or (reads_activated and not followed)
-        ):
-            features += weight.size(0)
-        if reads_activated and followed:
-            features += weight.size(0)
-        if passes and _C.saves_sums(activations[layer]):
-            features += weight.size(0)
-    batch: int | torch.SymInt = 1
+def _rows(input: Tensor) -> int | torch.SymInt:
+    rows: int | torch.SymInt = 1
     for size in input.shape[:-1]:
-        batch *= size
-    return batch * features
+        rows *= size
+    return rows
 
 
-def _output(input: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def _places(program: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Which operands are weights, and which are noise (csrc/network/program.h)."""
+    weights: list[int] = []
+    noise: list[int] = []
+    count, i = 0, 0
+    while i < len(program):
+        op = program[i]
+        if op == 0:
+            weights.append(count)
+            count += 1 + program[i + 1]
+        elif op == 3:
+            noise.append(count)
+            count += 1
+        i += 2 if op in (0, 1) else 1
+    return weights, noise
+
+
+def _output(input: Tensor, operands: Sequence[Tensor], program: Sequence[int]) -> Tensor:
+    weights = [operands[place] for place in _places(program)[0]]
     features = input.size(-1)
     for weight in weights:
         torch._check(
@@ -84,45 +80,37 @@ def _output(input: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 @torch.library.register_fake("fastmlp::mlp")
 def _mlp_fake(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activations: Sequence[int],
-    slopes: Sequence[float],
-    noise: Tensor | None = None,
-    tails: Sequence[int] = (),
+    input: Tensor, operands: Sequence[Tensor], program: Sequence[int], constants: Sequence[float]
 ) -> Tensor:
-    return _output(input, weights)
+    return _output(input, operands, program)
 
 
 @torch.library.register_fake("fastmlp::mlp_forward")
 def _mlp_forward_fake(
     input: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activations: Sequence[int],
-    slopes: Sequence[float],
+    operands: Sequence[Tensor],
+    program: Sequence[int],
+    constants: Sequence[float],
     needs: Sequence[bool],
-    noise: Tensor | None = None,
-    tails: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    saved = input.new_empty((_saved_elements(input, weights, activations, needs, tails),))
-    return _output(input, weights), saved
+    weights = _places(program)[0]
+    features: int | torch.SymInt = 0
+    for layer in _C.kept_layers(list(program), list(constants), list(needs)):
+        features += operands[weights[layer]].size(0)
+    return _output(input, operands, program), input.new_empty((_rows(input) * features,))
 
 
 @torch.library.register_fake("fastmlp::mlp_backward")
 def _mlp_backward_fake(
     grad_output: Tensor,
     input: Tensor,
-    weights: Sequence[Tensor],
+    operands: Sequence[Tensor],
     output: Tensor,
     saved: Tensor,
-    activations: Sequence[int],
-    slopes: Sequence[float],
-    kept: Sequence[bool],
+    program: Sequence[int],
+    constants: Sequence[float],
+    foreseen: Sequence[bool],
     needs: Sequence[bool],
-    noise: Tensor | None = None,
-    tails: Sequence[int] = (),
 ) -> list[Tensor]:
-    shapes = [input.shape, *(w.shape for w in weights), *(w.shape[:1] for w in weights)]
-    return [input.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
+    pairs = zip((input, *operands), needs, strict=True) if needs else ()
+    return [input.new_empty(like.shape) for like, need in pairs if need]

@@ -7,7 +7,7 @@ import logging
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -18,7 +18,8 @@ from torch.nn.modules import module as _module
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 from torch.utils._device import DeviceContext
 
-from fastmlp import functional
+from fastmlp import _activations, functional
+from fastmlp._network import Layer, Network
 from fastmlp._ops import _C
 
 __all__ = ["FusedLinear", "FusedMLP", "Residual"]
@@ -28,22 +29,6 @@ _log = logging.getLogger("fastmlp")
 Activation: TypeAlias = "str | nn.Module | type[nn.Module] | None"
 _FOLDS_BATCH_NORM = fuse_linear_bn_eval.__code__
 
-_MODULES: dict[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "silu": nn.SiLU,
-}
-# Types are compared exactly: a subclass, a parametrised layer among them, has a forward of its own.
-_NAMES: dict[type[nn.Module], str] = {
-    type(make()): name for name, make in _MODULES.items() if name != "gelu_tanh"
-}
-_SLOPES = {"leaky_relu": "negative_slope", "elu": "alpha"}
 _GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
@@ -79,98 +64,111 @@ class Residual(nn.Sequential):
         return input + output
 
 
-_C.know_modules(
-    nn.Linear,
-    nn.Dropout,
-    Residual,
-    DeviceContext,
-    {kind: functional._CODES[name] for kind, name in _NAMES.items()},
-    list(_GLOBAL_HOOKS),
-    list(MODULE_HOOKS),
-)
-
-
-def _activation_of(module: Any) -> tuple[int, float] | None:
-    """The operators' number and slope of an activation module, None for any other module."""
-    name = _NAMES.get(type(module)) if module is not None else None
-    slope = 0.0
-    if name in _SLOPES:
-        try:
-            slope = float(getattr(module, _SLOPES[name]))
-        except (TypeError, ValueError, OverflowError):  # torch will say what it thinks of it
-            return None
-    elif name == "gelu" and module.approximate != "none":
-        name = f"gelu_{module.approximate}"
-    code = functional._CODES.get(name or "")
-    return None if code is None else (code, slope)
-
-
-def read_modules(modules: Mapping[str, nn.Module | None]) -> functional.Network | str:
+def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
     """The network that these modules are, or why they are none that the operators know.
 
     Read anew in each call: modules, parameters and hooks can be exchanged at any time.
     """
-    network = functional.Network([], [], [], [], [], [])
     for hooks in _GLOBAL_HOOKS:
         if hooks:
             return "a global module hook is registered"
-    return _append(modules, network) or network
+    reader = _Reader()
+    reason = reader.read(modules)
+    if reason is None and not reader.network.layers:
+        return "there is no linear layer"
+    return reason or reader.network
 
 
-def _append(modules: Mapping[str, nn.Module | None], network: functional.Network) -> str | None:
-    """Appends their layers to the network; returns why it cannot."""
-    # What may still belong to the last layer: its activation, and then its dropout.
-    takes_activation = takes_dropout = False
-    before = len(network.weights)
-    for name, module in modules.items():
-        if any(getattr(module, hooks) for hooks in MODULE_HOOKS):
-            return f"module {name} has a hook"
-        if type(module) is nn.Linear:
-            weight = module._parameters.get("weight")
-            if weight is None or "bias" not in module._parameters:
-                return f"the parameters of module {name} are computed"
-            network.append(weight, module._parameters["bias"])
-            takes_activation = takes_dropout = True
-        elif type(module) is nn.Dropout:
-            if module.inplace:
-                return f"module {name} works in place"
-            if not 0 <= module.p <= 1:
-                return f"module {name} has no probability, but {module.p}"
-            if module.training and module.p > 0:
-                if not takes_dropout:
-                    return f"module {name} does not follow a linear layer or its activation"
-                network.dropouts[-1] = float(module.p)
-                takes_activation = takes_dropout = False
-        elif type(module) is Residual:
-            reason = _append_residual(module, network)
+class _Reader:
+    """As Reader of csrc/python/read_network.cpp, which knows no reasons."""
+
+    def __init__(self) -> None:
+        self.network = Network()
+        # What may still belong to the last layer: its activation, and then its dropout.
+        self.takes_activation = self.takes_dropout = False
+
+    @property
+    def layer(self) -> Layer:
+        return self.network.layers[-1]
+
+    def read(self, modules: Mapping[str, nn.Module | None], prefix: str = "") -> str | None:
+        """Appends the modules' layers to the network; returns why it cannot."""
+        for name, module in modules.items():
+            if module is None:
+                return f"module {prefix}{name} is None"
+            if any(getattr(module, hooks) for hooks in MODULE_HOOKS):
+                return f"module {prefix}{name} has a hook"
+            reason = self.read_module(f"{prefix}{name}", module)
             if reason is not None:
-                return f"module {name}: {reason}"
-            takes_activation = takes_dropout = False
-        else:
-            found = _activation_of(module)
-            if found is None:
-                return f"module {name}, {module}, is not fused"
-            if found[0] != 0:
-                if not takes_activation:
-                    return f"module {name} does not follow a linear layer"
-                network.codes[-1], network.slopes[-1] = found
-                takes_activation = False
-        if "forward" in module.__dict__:
-            return f"module {name} has a forward of its own"
-    return "there is no linear layer" if len(network.weights) == before else None
+                return reason
+            if "forward" in module.__dict__:
+                return f"module {prefix}{name} has a forward of its own"
+        return None
 
+    def read_module(self, name: str, module: nn.Module) -> str | None:
+        kind = type(module)
+        if kind is nn.Linear or kind is FusedLinear:
+            return self.read_linear(name, module)
+        if kind is nn.Dropout:
+            return self.read_dropout(name, module)  # type: ignore[arg-type]
+        if kind is Residual:
+            return self.read_residual(name, module)
+        if kind in _CONTAINERS:
+            return self.read(module._modules, f"{name}.")
+        found = _activations.read(module)
+        if found is None:
+            return f"module {name}, {module}, is not fused"
+        return self.take_activation(name, *found)
 
-def _append_residual(block: Residual, network: functional.Network) -> str | None:
-    layer = len(network.weights)
-    reason = _append(block._modules, network)
-    if reason is not None:
-        return reason
-    if len(network.weights) > layer + 1 or network.skips[layer]:
-        return "it holds more than one linear layer"
-    if network.weights[layer].size(0) != network.weights[layer].size(1):
-        return "its linear layer is not square"
-    network.skips[layer] = True
-    return None
+    def take_activation(self, name: str, number: int, parameters: tuple[float, ...]) -> str | None:
+        if number == 0:
+            return None
+        if not self.takes_activation:
+            return f"module {name} does not follow a linear layer"
+        self.layer.activation, self.layer.parameters = number, parameters
+        self.takes_activation = False
+        return None
+
+    def read_linear(self, name: str, module: nn.Module) -> str | None:
+        weight = module._parameters.get("weight")
+        if weight is None or "bias" not in module._parameters:
+            return f"the parameters of module {name} are computed"
+        self.network.layers.append(Layer(weight, module._parameters["bias"]))
+        self.takes_activation = self.takes_dropout = True
+        if type(module) is not FusedLinear:
+            return None
+        number = _activations.NUMBERS.get(module.activation)
+        if number is None:
+            return f"module {name} has the unknown activation {module.activation!r}"
+        return self.take_activation(name, number, _activations.defaults(number))
+
+    def read_dropout(self, name: str, module: nn.Dropout) -> str | None:
+        if module.inplace:
+            return f"module {name} works in place"
+        if not 0 <= module.p <= 1:
+            return f"module {name} has no probability, but {module.p}"
+        if module.training and module.p > 0:
+            if not self.takes_dropout:
+                return f"module {name} does not follow a linear layer or its activation"
+            self.layer.dropout = float(module.p)
+            self.takes_activation = self.takes_dropout = False
+        return None
+
+    def read_residual(self, name: str, block: nn.Module) -> str | None:
+        before = len(self.network.layers)
+        self.takes_activation = self.takes_dropout = False
+        reason = self.read(block._modules)
+        if reason is not None:
+            return f"module {name}: {reason}"
+        if len(self.network.layers) == before:
+            return f"module {name}: there is no linear layer"
+        if len(self.network.layers) > before + 1 or self.layer.skip:
+            return f"module {name}: it holds more than one linear layer"
+        if self.layer.weight.size(0) != self.layer.weight.size(1):
+            return f"module {name}: its linear layer is not square"
+        self.layer.skip = True
+        self.takes_activation = self.takes_dropout = False
+        return None
 
 
 def runs_its_modules(module: Any) -> bool:
@@ -335,7 +333,7 @@ class FusedMLP(nn.Sequential):
         network = self._network()
         return network if isinstance(network, str) else functional.why_plain(input, network)
 
-    def _network(self) -> functional.Network | str:
+    def _network(self) -> Network | str:
         return read_modules(self._modules)
 
 
@@ -365,11 +363,9 @@ class FusedLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        # Another class of that name is another function.
-        name = _NAMES.get(activation, "") if isinstance(activation, type) else activation
-        code = functional.activation_code(name)
+        number = _activations.number_of(activation)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.activation = functional.ACTIVATIONS[code]
+        self.activation = _activations.ALL[number].name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedLinear:
         # torch's function asks no more of what it takes than a weight and a bias; others look for
@@ -408,5 +404,22 @@ def _make_activation(activation: str | nn.Module | type[nn.Module]) -> nn.Module
                 f"fastmlp.FusedMLP: the activation {activation.__name__} cannot be made without "
                 f"arguments ({error}). Pass a module instead of its class"
             ) from None
-    name = functional.ACTIVATIONS[functional.activation_code(activation)]
-    return _MODULES[name]()
+    return _activations.ALL[_activations.number_of(activation)].make()
+
+
+_CONTAINERS = (nn.Sequential, FusedMLP)  # which run their modules one after the other
+
+_C.know_modules(
+    {
+        "linear": nn.Linear,
+        "fused_linear": FusedLinear,
+        "dropout": nn.Dropout,
+        "residual": Residual,
+        "device_context": DeviceContext,
+        "containers": list(_CONTAINERS),
+    },
+    [activation.kind for activation in _activations.ALL],
+    _activations.NUMBERS,
+    list(_GLOBAL_HOOKS),
+    list(MODULE_HOOKS),
+)

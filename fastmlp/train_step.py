@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as optimizer_module
 
+from fastmlp._network import Network
 from fastmlp._ops import _C
-from fastmlp.functional import Network
 from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules, runs_its_modules
 
 if TYPE_CHECKING:
@@ -21,17 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainStep"]
 
-# As csrc/training.h and csrc/step_bindings.cpp number them.
-_LOSSES: dict[type[nn.Module], int] = {
-    nn.CrossEntropyLoss: 0,
-    nn.MSELoss: 2,
-    nn.BCEWithLogitsLoss: 3,
-}
-_OPTIMIZERS: dict[type[torch.optim.Optimizer], int] = {
-    torch.optim.SGD: 0,
-    torch.optim.Adam: 1,
-    torch.optim.AdamW: 2,
-}
+# The extension's lists, by torch's classes; a loss whose targets may be of two kinds stands there
+# twice, and its first number counts.
+_LOSSES = {getattr(nn, name): _C.LOSSES.index(name) for name in _C.LOSSES}
+_OPTIMIZERS = {getattr(torch.optim, name): number for number, name in enumerate(_C.OPTIMIZERS)}
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_OPTIMIZER_HOOKS = (
     optimizer_module._global_optimizer_pre_hooks,
@@ -141,7 +134,7 @@ class TrainStep:
         modules = self.model._modules
         result = _C.train_step(modules, x, y, loss, optimizer, self.max_grad_norm)
         if result is None:
-            network = self._read_model()
+            network = self._read_model().encoded()
             result = _C.train_step(network, x, y, loss, optimizer, self.max_grad_norm)
             assert result is not None
         value, correct = result
@@ -210,7 +203,7 @@ class TrainStep:
         batch_size = _positive("batch_size", batch_size)
         epochs = _positive("epochs", epochs)
         callback_every = _positive("callback_every", callback_every)
-        last = self._read_model().weights[-1]
+        last = self._read_model().layers[-1].weight
         crosses = type(self.loss) is nn.CrossEntropyLoss
         table = as_table(dataset, normalize, last.dtype, classes=crosses)
         table = table._replace(targets=as_columns(table.targets, len(last), crosses))
@@ -270,7 +263,7 @@ class TrainStep:
                 table.shift, self._read_loss(), self._read_optimizer(), self.max_grad_norm,
             )  # fmt: skip
 
-        result = run(self.model._modules) or run(self._read_model())
+        result = run(self.model._modules) or run(self._read_model().encoded())
         assert result is not None
         self.optimizer.__dict__["_opt_called"] = True
         losses, correct = result
@@ -278,22 +271,8 @@ class TrainStep:
         self.correct = last if last >= 0 else None
         return losses, correct
 
-    def _read_loss(self) -> tuple[int, bool, int, float, Tensor | None, Tensor | None]:
-        loss = self.loss
-        kind = _LOSSES[type(loss)]
-        reduction = loss.__dict__["reduction"]
-        if reduction not in ("mean", "sum"):
-            raise ValueError(
-                "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got "
-                f"{reduction!r}"
-            )
-        weights = loss._buffers
-        if kind == 0:
-            return (
-                0, reduction == "mean", loss.__dict__["ignore_index"],
-                loss.__dict__["label_smoothing"], weights["weight"], None,
-            )  # fmt: skip
-        return kind, reduction == "mean", 0, 0.0, weights.get("weight"), weights.get("pos_weight")
+    def _read_loss(self) -> tuple[int, nn.Module]:
+        return _LOSSES[type(self.loss)], self.loss
 
     def _read_optimizer(
         self,
@@ -305,7 +284,7 @@ class TrainStep:
         return kind, optimizer.param_groups, optimizer.state, self._hooks
 
     def _read_model(self) -> Network:
-        network = read_modules(_leaves(self.model))
+        network = read_modules(self.model._modules)
         if isinstance(network, str):
             raise RuntimeError(
                 f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
@@ -323,7 +302,7 @@ class TrainStep:
             raise ValueError(
                 f"fastmlp.TrainStep: expected label_smoothing between 0 and 1, got {smoothing}"
             )
-        self._read_loss()
+        _C.check_loss(self._read_loss())
         for hooks in MODULE_HOOKS:
             if getattr(self.loss, hooks):
                 raise ValueError("fastmlp.TrainStep: the loss has a hook. Remove it")
@@ -363,12 +342,12 @@ class TrainStep:
                 )
         if any(getattr(self.model, hooks) for hooks in MODULE_HOOKS):
             raise ValueError("fastmlp.TrainStep: the model has a hook. Remove it")
-        network = read_modules(_leaves(self.model))
+        network = read_modules(self.model._modules)
         if isinstance(network, str):
             raise ValueError(
                 f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
             )
-        operands = [p for p in (*network.weights, *network.biases) if p is not None]
+        operands = network.parameters
         if len({id(p) for p in operands}) < len(operands):
             raise ValueError(
                 "fastmlp.TrainStep: layers share a parameter. Use the model's own forward and "
@@ -428,16 +407,3 @@ def _positive(name: str, value: Any) -> int:
             f"fastmlp.TrainStep.fit: expected {name} to be a positive integer, got {value}"
         )
     return number
-
-
-def _leaves(model: nn.Module, prefix: str = "") -> dict[str, nn.Module | None]:
-    """The modules that a Sequential runs, those of nested ones in place, by their full names."""
-    found: dict[str, nn.Module | None] = {}
-    for name, module in model._modules.items():
-        nested = type(module) in (nn.Sequential, FusedMLP) and "forward" not in module.__dict__
-        # One with a hook stays as it is, and the reader will say that it is not fused.
-        if module is not None and nested and not any(getattr(module, h) for h in MODULE_HOOKS):
-            found.update(_leaves(module, f"{prefix}{name}."))
-        else:
-            found[prefix + name] = module
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from zlib import crc32
 
@@ -27,6 +28,8 @@ settings.load_profile("fastmlp")
 def pytest_configure() -> None:
     """Tests that run beside others have one thread each, and those that they start, but where a
     test says otherwise: teams that wait for their turn on a core slow each other down tenfold."""
+    # A shell's job in the background ignores SIGINT, and so would all that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 

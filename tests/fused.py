@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from reference import Network, Problem, Results, assert_all_within
@@ -28,27 +30,66 @@ def forced(isa: str) -> Iterator[None]:
     assert all(name.endswith(f"_{isa}") for name in ran), sorted(ran)
 
 
-def codes(problem: Problem) -> tuple[list[int], list[float]]:
-    """The activations and their slopes, as the operators take them."""
-    names = [problem.hidden] * (len(problem.weights) - 1) + [problem.output or "identity"]
-    slopes = {"leaky_relu": 0.01, "elu": 1.0}
-    return [functional.ACTIVATIONS.index(n) for n in names], [slopes.get(n, 0.0) for n in names]
+# csrc/network/program.h
+LINEAR, ACTIVATION, DROPOUT, NOISE, SKIP = range(5)
+PARAMETERS = {"leaky_relu": [0.01], "elu": [1.0]}
+
+Encoded: TypeAlias = tuple[list[Tensor], list[int], list[float]]
 
 
-def tails(problem: Problem) -> tuple[Tensor | None, list[int]]:
-    """The noise, and what follows each layer's activation, as the operators take them."""
-    layers = len(problem.weights)
-    noises, skips = problem.noises or [None] * layers, problem.skips or [False] * layers
-    given = [noise.flatten() for noise in noises if noise is not None]
-    numbers = [(noise is not None) + 2 * skip for noise, skip in zip(noises, skips, strict=True)]
-    return torch.cat(given) if given else None, numbers if any(numbers) else []
+def encode(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str],
+    noises: Sequence[Tensor | None] = (),
+    skips: Sequence[bool] = (),
+) -> Encoded:
+    """Operands, program and constants of a network, as the operators take them."""
+    operands: list[Tensor] = []
+    program: list[int] = []
+    constants: list[float] = []
+    without: list[None] = [None] * len(weights)
+    layers = zip(
+        weights, biases, activations, noises or without, skips or without, strict=True
+    )  # fmt: skip
+    for weight, bias, name, noise, skip in layers:
+        program += [LINEAR, int(bias is not None)]
+        operands += [weight] if bias is None else [weight, bias]
+        if name != "identity":
+            program += [ACTIVATION, functional.ACTIVATIONS.index(name)]
+            constants += PARAMETERS.get(name, [])
+        if noise is not None:
+            program.append(NOISE)
+            operands.append(noise.reshape(math.prod(noise.shape[:-1]), noise.size(-1)))
+        if skip:
+            program.append(SKIP)
+    return operands, program, constants
+
+
+def names(problem: Problem) -> list[str]:
+    """Of the activations."""
+    return [problem.hidden] * (len(problem.weights) - 1) + [problem.output or "identity"]
+
+
+def encoded(
+    problem: Problem, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> Encoded:
+    return encode(weights, biases, names(problem), problem.noises, problem.skips)
+
+
+def arguments(problem: Problem, needed: bool = False) -> tuple[Tensor, list[Tensor], Any, Any]:
+    """Of torch.ops.fastmlp.mlp."""
+    x = problem.x.detach().requires_grad_(needed)
+    weights = [w.detach().requires_grad_(needed) for w in problem.weights]
+    biases = [b if b is None else b.detach().requires_grad_(needed) for b in problem.biases]
+    return x, *encoded(problem, weights, biases)
 
 
 def mlp(problem: Problem) -> Network:
     def network(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
         if not problem.noises and not problem.skips:
             return functional.mlp(x, weights, biases, problem.hidden, problem.output)
-        result: Tensor = torch.ops.fastmlp.mlp(x, weights, biases, *codes(problem), *tails(problem))
+        result: Tensor = torch.ops.fastmlp.mlp(x, *encoded(problem, weights, biases))
         return result
 
     return network

@@ -168,23 +168,27 @@ def test_operator_checks_for_itself() -> None:
     """torch.ops users get errors, never a crash."""
     op = torch.ops.fastmlp.mlp
     x, w, b = torch.randn(4, 13), torch.randn(9, 13), torch.randn(9)
+    one = [0, 1]  # the program of a layer with a bias
     bad: list[tuple[Any, ...]] = [
-        (x, [], [], [], []),
-        (x, [w], [], [0], [0.0]),
-        (x, [w], [b], [], [0.0]),
-        (x, [w], [b], [0], []),
-        (x, [w], [b], [99], [0.0]),
-        (x, [w], [b], [-1], [0.0]),
-        (x, [w.t()], [b], [0], [0.0]),
-        (x, [w], [b[:8]], [0], [0.0]),
-        (x, [w[0]], [b], [0], [0.0]),
-        (x[0, 0], [w], [b], [0], [0.0]),
-        (x.double(), [w], [b], [0], [0.0]),
-        (x, [w.double()], [b], [0], [0.0]),
-        (x, [w], [b.double()], [0], [0.0]),
-        (x.half(), [w.half()], [b.half()], [0], [0.0]),
-        (x.long(), [w.long()], [b.long()], [0], [0.0]),
-        (x, [w, w], [None, None], [0, 0], [0.0, 0.0]),
+        (x, [], [], []),
+        (x, [w], one, []),
+        (x, [w, b, b], one, []),
+        (x, [w, b], [], []),
+        (x, [w, b], [0], []),
+        (x, [w, b], [*one, 1, 2], []),
+        (x, [w, b], one, [0.0]),
+        (x, [w, b], [*one, 1, 99], []),
+        (x, [w, b], [*one, 1, -1], []),
+        (x, [w.t(), b], one, []),
+        (x, [w, b[:8]], one, []),
+        (x, [w[0], b], one, []),
+        (x[0, 0], [w, b], one, []),
+        (x.double(), [w, b], one, []),
+        (x, [w.double(), b], one, []),
+        (x, [w, b.double()], one, []),
+        (x.half(), [w.half(), b.half()], one, []),
+        (x.long(), [w.long(), b.long()], one, []),
+        (x, [w, w], [0, 0, 0, 0], []),
     ]
     for args in bad:
         for needed in (False, True):
@@ -193,17 +197,17 @@ def test_operator_checks_for_itself() -> None:
             with pytest.raises(RuntimeError):
                 op(*args)
     forward, backward = torch.ops.fastmlp.mlp_forward, torch.ops.fastmlp.mlp_backward
-    needs = [True, True, True, True, False]
-    y, saved = forward(x, [w, torch.randn(5, 9)], [b, None], [1, 0], [0.0, 0.0], needs)
-    good: list[Any] = [torch.ones(4, 5), x, [w, torch.randn(5, 9)], y, saved, [1, 0], [0.0, 0.0]]
-    good += [needs, needs]
+    operands, program = [w, b, torch.randn(5, 9)], [0, 1, 1, 1, 0, 0]
+    needs = [True] * 4
+    y, saved = forward(x, operands, program, [], needs)
+    good: list[Any] = [torch.ones(4, 5), x, operands, y, saved, program, [], needs, needs]
     assert len(backward(*good)) == 4
     for position, wrong in (
         (0, torch.ones(4, 4)), (0, torch.ones(3, 5)), (0, torch.ones(20)),
         (0, torch.ones(4, 5).double()),
-        (1, torch.randn(5, 13)), (1, torch.randn(4, 12)),
+        (1, torch.randn(5, 13)), (1, torch.randn(4, 12)), (2, operands[:2]),
         (3, torch.ones(4, 4)), (3, y.double()), (4, saved[1:]), (4, saved.double()),
-        (5, [1]), (6, []), (7, [True] * 4), (7, []), (8, [True] * 4), (8, [True] * 5),
+        (5, [0, 1]), (6, [1.0]), (7, [True] * 3), (7, []), (8, [True] * 3), (8, [True] * 5),
     ):  # fmt: skip
         args = [*good]
         args[position] = wrong
@@ -216,17 +220,18 @@ def test_operator_does_not_crash() -> None:
     program = """
 import torch, fastmlp
 x, weights = torch.ones(4, 6), [torch.ones(6, 6)] * 3
-y, saved = torch.ops.fastmlp.mlp_forward(x, weights, [None] * 3, [CODE] * 3, [0.0] * 3, KEPT)
-for needs in ([True] * 7, [True] + [False] * 6, [False, True] + [False] * 5):
+program = [0, 0, 1, CODE] * 3
+y, saved = torch.ops.fastmlp.mlp_forward(x, weights, program, [], KEPT)
+for needs in ([True] * 4, [True] + [False] * 3, [False, True] + [False] * 2):
     try:
         torch.ops.fastmlp.mlp_backward(
-            torch.ones(4, 6), x, weights, y, saved, [CODE] * 3, [0.0] * 3, KEPT, needs
+            torch.ones(4, 6), x, weights, y, saved, program, [], KEPT, needs
         )
     except RuntimeError:
         print("error")
 """
     for code in (1, 6):
-        kept = str([i == 3 for i in range(7)])
+        kept = str([i == 3 for i in range(4)])
         text = program.replace("CODE", str(code)).replace("KEPT", kept)
         assert output(text).split() == ["error"] * 3
 

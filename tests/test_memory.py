@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from processes import output, run
 
 from fastmlp import _C
+
+TESTS = str(Path(__file__).parent)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 
@@ -17,6 +20,8 @@ import ctypes, faulthandler, math, mmap, sys
 import torch
 from torch import nn
 from fastmlp import _C, FusedMLP, TrainStep, functional
+sys.path.insert(0, TESTS)
+from fused import encode
 
 faulthandler.enable()
 libc = ctypes.CDLL(None, use_errno=True)
@@ -37,17 +42,16 @@ class Arena:
         flat = torch.frombuffer(self.map, dtype=dtype, count=count, offset=offset)
         return flat.view(shape).normal_()
 
-arenas = [Arena() for _ in range(8)]
+arenas = [Arena() for _ in range(11)]
 
 def run(batch, sizes, dtype, at_end, hidden, background=None, blocks=False):
     free = iter(arenas)
     make = lambda *shape: next(free).tensor(shape, dtype, at_end)
     network = lambda x, weights, biases: functional.mlp(x, weights, biases, hidden)
     if blocks:  # dropout and the layer's input after each activation
-        codes = [functional.ACTIVATIONS.index(hidden)] * len(sizes[1:])
-        noise = make(batch * sum(sizes[1:]))
+        noises = [make(batch, n) for n in sizes[1:]]
         network = lambda x, weights, biases: torch.ops.fastmlp.mlp(
-            x, weights, biases, codes, [0.0] * len(codes), noise, [3] * len(codes)
+            x, *encode(weights, biases, [hidden] * len(noises), noises, [True] * len(noises))
         )
     layers = list(zip(sizes, sizes[1:]))
     x, g = make(batch, sizes[0]), make(batch, sizes[-1])
@@ -143,17 +147,17 @@ print(ctypes.c_float.from_address(t.data_ptr() + (20 if AT_END else -4)).value)
 
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_reads_nothing_outside(isa: str) -> None:
-    assert output(f"ISA = {isa!r}\n{READS}").strip() == "done"
+    assert output(f"ISA = {isa!r}\nTESTS = {TESTS!r}\n{READS}").strip() == "done"
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())
 def test_sparse_inputs_are_read_inside(isa: str) -> None:
-    assert output(f"ISA = {isa!r}\n{SPARSE}").strip() == "done"
+    assert output(f"ISA = {isa!r}\nTESTS = {TESTS!r}\n{SPARSE}").strip() == "done"
 
 
 @pytest.mark.parametrize("at_end", [True, False])
 def test_guards_are_there(at_end: bool) -> None:
-    assert run(f"AT_END = {at_end}\n{FAULTY}").returncode < 0
+    assert run(f"AT_END = {at_end}\nTESTS = {TESTS!r}\n{FAULTY}").returncode < 0
 
 
 # glibc's checking allocator puts a mark after each block and stops the process that changed one.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from fused import codes
+from fused import arguments, encode
 from layouts import LAYOUTS, Layout
 from reference import ACTIVATIONS, Problem
 from torch import Tensor, nn
@@ -16,16 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastmlp import FusedLinear, FusedMLP, functional
 
 OPS = torch.ops.fastmlp
-
-
-def arguments(problem: Problem, needed: bool = False) -> tuple[object, ...]:
-    """Of torch.ops.fastmlp.mlp."""
-    return (
-        problem.x.detach().requires_grad_(needed),
-        [w.detach().requires_grad_(needed) for w in problem.weights],
-        [b if b is None else b.detach().requires_grad_(needed) for b in problem.biases],
-        *codes(problem),
-    )
 
 
 def problems() -> Iterator[Problem]:
@@ -51,27 +41,28 @@ def test_opcheck(problem: Problem, needed: bool) -> None:
     torch.library.opcheck(OPS.mlp.default, arguments(problem, needed))
 
 
-def backward_arguments(problem: Problem, kept: list[bool], needs: list[bool]) -> tuple[object, ...]:
-    x, weights, biases, codes, slopes = arguments(problem)
-    y, saved = OPS.mlp_forward(x, weights, biases, codes, slopes, kept)
-    return (problem.grad_output, x, weights, y, saved, codes, slopes, kept, needs)
+def backward_arguments(
+    problem: Problem, foreseen: list[bool], needs: list[bool]
+) -> tuple[object, ...]:
+    x, operands, program, constants = arguments(problem)
+    y, saved = OPS.mlp_forward(x, operands, program, constants, foreseen)
+    return problem.grad_output, x, operands, y, saved, program, constants, foreseen, needs
 
 
-def lowest_needs(layers: int) -> list[list[bool]]:
-    """No needs, and the weights' from each layer upwards."""
-    return [[], *([i > first for i in range(1 + 2 * layers)] for first in range(layers))]
+def lowest_needs(operands: int) -> list[list[bool]]:
+    """No needs, and the operands' from each one upwards."""
+    return [[], *([i > first for i in range(1 + operands)] for first in range(operands))]
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_opcheck_beneath(problem: Problem) -> None:
-    layers = len(problem.weights)
-    for kept in lowest_needs(layers):
-        torch.library.opcheck(OPS.mlp_forward.default, (*arguments(problem), kept))
-    has = [True, *(True for _ in problem.weights), *(b is not None for b in problem.biases)]
+    operands = len(arguments(problem)[1])
+    for needs in lowest_needs(operands):
+        torch.library.opcheck(OPS.mlp_forward.default, (*arguments(problem), needs))
+    has = [True] * (1 + operands)
     torch.library.opcheck(OPS.mlp_backward.default, backward_arguments(problem, has, has))
-    last = [False] * (1 + 2 * layers)
-    last[layers] = True
+    last = [i == operands for i in range(1 + operands)]
     torch.library.opcheck(OPS.mlp_backward.default, backward_arguments(problem, has, last))
 
 
@@ -98,7 +89,7 @@ def test_fakes_match(layout: Layout, shape: tuple[int, ...]) -> None:
 
         calls: list[tuple[Callable[..., object], tuple[object, ...]]] = [
             (OPS.mlp, arguments(problem)),
-            *((OPS.mlp_forward, (*arguments(problem), kept)) for kept in lowest_needs(2)),
+            *((OPS.mlp_forward, (*arguments(problem), needs)) for needs in lowest_needs(4)),
             *(
                 (OPS.mlp_backward, backward_arguments(problem, list(needs), list(needs)))
                 for needs in itertools.product([False, True], repeat=5)
@@ -113,17 +104,13 @@ def test_fakes_match(layout: Layout, shape: tuple[int, ...]) -> None:
 
 def test_fakes_check_sizes() -> None:
     with FakeTensorMode(), pytest.raises((RuntimeError, ValueError)):
-        OPS.mlp(torch.empty(4, 6), [torch.empty(3, 5)], [None], [0], [0.0])
+        OPS.mlp(torch.empty(4, 6), *encode([torch.empty(3, 5)], [None], ["identity"]))
 
 
 def test_meta() -> None:
     problem = PROBLEMS[0]
-    x, weights, biases, codes, slopes = arguments(problem)
-    assert isinstance(x, Tensor)
-    assert isinstance(weights, list)
-    assert isinstance(biases, list)
-    weights, biases = [w.to("meta") for w in weights], [b.to("meta") for b in biases]
-    y = OPS.mlp(x.to("meta"), weights, biases, codes, slopes)
+    x, operands, program, constants = arguments(problem)
+    y = OPS.mlp(x.to("meta"), [t.to("meta") for t in operands], program, constants)
     assert y.device.type == "meta"
     assert y.shape == (4, 3)
 
@@ -132,7 +119,6 @@ def test_operator_is_differentiable() -> None:
     problem = Problem.random(4, [5, 6, 3])
     args = arguments(problem, needed=True)
     OPS.mlp(*args).sum().backward()
-    assert isinstance(args[0], Tensor)
     assert args[0].grad is not None
 
 

@@ -120,7 +120,7 @@ def expected_forms(batch: int, m: int, n: int, dtype: torch.dtype) -> set[str]:
     )
     if turning:
         return {"turned", "dot"} if turned < batch else {"turned"}
-    return {"dot"} if batch <= tiles["wide"][0] or 12 * batch < m else {"gemm"}
+    return {"dot"} if batch <= tiles["few_rows"][0] or 12 * batch < m else {"gemm"}
 
 
 @pytest.fixture(params=CACHES, ids=lambda size: f"{size >> 10}K")

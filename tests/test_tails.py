@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from fused import check, check_forward, mlp, tails
+from fused import NOISE, SKIP, arguments, check, check_forward, encode, mlp, names
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LAYOUTS, Layout
@@ -18,7 +18,7 @@ from reference import ACTIVATIONS, Problem, error
 from test_autograd import function, kept_bytes, leaves, outcome
 from test_forward import EDGES, LARGE, SIZES, pairwise
 from test_numerics import AT_MOST, POISONS, TRAVELLERS, assert_same_kinds, places
-from test_ops import arguments, backward_arguments, layout_of, lowest_needs
+from test_ops import backward_arguments, layout_of, lowest_needs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -116,7 +116,8 @@ def test_each_layer_for_itself(isa: str, combination: tuple[int, ...]) -> None:
         full = Problem.random(9, [17] * 4, hidden=hidden, output=output, **BOTH)
         noises = [n if c & 1 else None for n, c in zip(full.noises, combination, strict=True)]
         problem = replace(full, noises=noises, skips=[c >= 2 for c in combination])
-        assert tails(problem)[1] == ([*combination] if any(combination) else [])
+        program = arguments(problem)[2]
+        assert program.count(SKIP) == sum(c >= 2 for c in combination)
         check(problem, f"{hidden} {output}")
 
 
@@ -263,11 +264,9 @@ def test_modified_in_place(output: str | None, kind: dict[str, Any]) -> None:
 
 def test_modified_noise() -> None:
     problem = Problem.random(4, [5, 5, 5], **BOTH)
-    noise, numbers = tails(problem)
-    assert noise is not None
-    x, weights, biases, *rest = arguments(problem, needed=True)
-    y = OPS.mlp(x, weights, biases, *rest, noise, numbers)
-    noise.mul_(2)
+    x, operands, program, constants = arguments(problem, needed=True)
+    y = OPS.mlp(x, operands, program, constants)
+    next(t for t in operands if not t.requires_grad).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
@@ -379,29 +378,32 @@ PROBLEMS = list(problems())
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 @pytest.mark.parametrize("needed", [False, True], ids=["inference", "training"])
 def test_opcheck(problem: Problem, needed: bool) -> None:
-    torch.library.opcheck(OPS.mlp.default, (*arguments(problem, needed), *tails(problem)))
+    torch.library.opcheck(OPS.mlp.default, arguments(problem, needed))
 
 
-def backward_call(
-    problem: Problem, kept: list[bool], needs: list[bool]
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The arguments of mlp_forward and mlp_backward."""
-    given = (*arguments(problem), kept, *tails(problem))
-    y, saved = OPS.mlp_forward(*given)
-    without = replace(problem, noises=(), skips=())
-    before = list(backward_arguments(without, kept, needs))
-    before[3:5] = y, saved
-    return given, (*before, *tails(problem))
+def needs_of(problem: Problem, wanted: Sequence[bool]) -> list[bool]:
+    """Of input and operands, from those of input, weights and biases: noise has none."""
+    layers = len(problem.weights)
+    needs = [wanted[0]]
+    for layer, bias in enumerate(problem.biases):
+        needs.append(wanted[1 + layer])
+        if bias is not None:
+            needs.append(wanted[1 + layers + layer])
+        if problem.noises and problem.noises[layer] is not None:
+            needs.append(False)
+    return needs
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("problem", PROBLEMS, ids=range(len(PROBLEMS)))
 def test_opcheck_beneath(problem: Problem) -> None:
-    layers = len(problem.weights)
-    has = [True, *(True for _ in problem.weights), *(b is not None for b in problem.biases)]
-    for kept in [*lowest_needs(layers), has]:
-        torch.library.opcheck(OPS.mlp_forward.default, backward_call(problem, kept, [])[0])
-    torch.library.opcheck(OPS.mlp_backward.default, backward_call(problem, has, has)[1])
+    both = 2 * len(problem.weights)
+    has = needs_of(problem, [True] * (1 + both))
+    for wanted in lowest_needs(both)[1:]:
+        needs = needs_of(problem, wanted)
+        torch.library.opcheck(OPS.mlp_forward.default, (*arguments(problem), needs))
+    torch.library.opcheck(OPS.mlp_forward.default, (*arguments(problem), []))
+    torch.library.opcheck(OPS.mlp_backward.default, backward_arguments(problem, has, has))
 
 
 @pytest.mark.sweep
@@ -410,8 +412,10 @@ def test_fakes_match(shape: tuple[int, ...], kind: dict[str, Any]) -> None:
     """Sizes, strides and offsets of what the fakes say are those of what the kernels give."""
     for hidden, output in (("relu", None), ("gelu", "tanh"), ("identity", "elu")):
         problem = Problem.random(shape, [5, 5, 3], hidden=hidden, output=output, **kind)
-        for needs in itertools.product([False, True], repeat=5):
-            forward, backward = backward_call(problem, [*needs], [*needs])
+        for wanted in itertools.product([False, True], repeat=5):
+            needs = needs_of(problem, wanted)
+            forward = (*arguments(problem), needs)
+            backward = backward_arguments(problem, needs, needs)
             for op, args in ((OPS.mlp_forward, forward), (OPS.mlp_backward, backward)):
                 mode = FakeTensorMode()
                 fakes = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, args)
@@ -421,72 +425,91 @@ def test_fakes_match(shape: tuple[int, ...], kind: dict[str, Any]) -> None:
                 assert [layout_of(t) for t in real] == [layout_of(t) for t in pretended], needs
 
 
-def wrong() -> dict[str, tuple[Any, Any, list[str]]]:
-    """Noise and tails for a batch of 4 of 5-5-3, and what the error has to tell."""
-    noise = torch.ones(4 * 5 + 4 * 3)
+def wrong() -> dict[str, tuple[list[Tensor], list[int], list[str]]]:
+    """Noise and program for a batch of 4 of 5-5-3, and what the error has to tell."""
+    first, second = torch.ones(4, 5), torch.ones(4, 3)
+    noisy = [0, 1, NOISE, 0, 1, NOISE]
     return {
-        "short": (noise[1:], [1, 1], ["32", "31"]),
-        "long": (torch.ones(33), [1, 1], ["32", "33"]),
-        "of one layer": (noise, [1, 0], ["20", "32"]),
-        "two-dimensional": (noise.view(4, 8), [1, 1], ["[32]", "[4, 8]"]),
-        "strided": (torch.ones(64)[::2], [1, 1], ["contiguous", "[32]"]),
-        "double": (noise.double(), [1, 1], ["Float", "Double"]),
-        "half": (noise.half(), [1, 1], ["Float", "Half"]),
-        "requires a gradient": (noise.clone().requires_grad_(), [1, 1], ["requires no gradient"]),
-        "missing": (None, [1, 0], ["expected noise"]),
-        "superfluous": (noise, [0, 0], ["expected no noise"]),
-        "superfluous beside a skip": (noise, [2, 0], ["expected no noise"]),
-        "superfluous without tails": (noise, [], ["expected no noise"]),
-        "too few tails": (None, [2], ["2", "1"]),
-        "too many tails": (None, [2, 0, 0], ["2", "3"]),
-        "negative": (None, [0, -1], ["-1"]),
-        "unknown": (None, [0, 4], ["4"]),
-        "huge": (None, [0, 2**40], [str(2**40)]),
-        "not square": (None, [2, 2], ["weight 1", "[3, 5]"]),
+        "short": ([first[1:], second], noisy, ["[4, 5]", "[3, 5]"]),
+        "long": ([first, torch.ones(4, 4)], noisy, ["[4, 3]", "[4, 4]"]),
+        "flat": ([first.flatten(), second], noisy, ["[4, 5]", "[20]"]),
+        "strided": ([torch.ones(4, 10)[:, ::2], second], noisy, ["contiguous", "[4, 5]"]),
+        "double": ([first.double(), second], noisy, ["Float", "Double"]),
+        "half": ([first.half(), second], noisy, ["Float", "Half"]),
+        "requires a gradient": (
+            [first.clone().requires_grad_(), second],
+            noisy,
+            ["requires no gradient"],
+        ),
+        "missing": ([first], noisy, ["6", "5"]),
+        "superfluous": ([first, second], [0, 1, 0, 1], ["4", "6"]),
+        "superfluous beside a skip": ([first], [0, 1, SKIP, 0, 1], ["4", "5"]),
+        "an unknown op": ([], [0, 1, 0, 1, 99], ["99"]),
+        "a negative op": ([], [0, 1, -1, 0, 1], ["-1"]),
+        "a huge op": ([], [0, 1, 2**40, 0, 1], [str(2**40)]),
+        "an op before a layer": ([], [SKIP, 0, 1, 0, 1], ["linear"]),
+        "ops out of order": ([first], [0, 1, SKIP, NOISE, 0, 1], ["order"]),
+        "noise twice": ([first, first], [0, 1, NOISE, NOISE, 0, 1], ["order"]),
+        "an op without its number": ([], [0, 1, 0], ["ends"]),
+        "an undrawn dropout": ([], [0, 1, 2, 0, 1], ["probability"]),
+        "an unknown activation": ([], [0, 1, 1, 99, 0, 1], ["99"]),
+        "an activation without its parameter": ([], [0, 1, 1, 2, 0, 1], ["parameter"]),
+        "not square": ([], [0, 1, SKIP, 0, 1, SKIP], ["weight 1", "[3, 5]"]),
     }
+
+
+def with_noise(problem: Problem, noises: list[Tensor], program: list[int]) -> list[Tensor]:
+    """The operands of a program that has the noises in its places, as far as there are any."""
+    (w0, w1), (b0, b1) = problem.weights, problem.biases
+    assert b0 is not None
+    assert b1 is not None
+    first = program.index(0, 2) if 0 in program[2:] else len(program)
+    early = program[:first].count(NOISE)
+    return [w0, b0, *noises[:early], w1, b1, *noises[early:]]
 
 
 @pytest.mark.parametrize("case", wrong())
 @pytest.mark.parametrize("needed", [False, True])
 def test_wrong_arguments(case: str, needed: bool) -> None:
     problem = Problem.random(4, [5, 5, 3])
-    noise, numbers, told = wrong()[case]
+    noises, program, told = wrong()[case]
+    operands = with_noise(problem, noises, program)
+    x = problem.x.detach().requires_grad_(needed)
+    constants = [0.5] if "dropout" in case else []
+    if "gradient" in case and not needed:
+        return  # without a gradient of anything, noise is as good as any
     with pytest.raises(RuntimeError) as caught:
-        OPS.mlp(*arguments(problem, needed), noise, numbers)
+        OPS.mlp(x, operands, program, constants)
     message = str(caught.value).splitlines()[0]
     assert message.startswith("fastmlp: ")
     for part in told:
         assert re.search(rf"(?<!\w){re.escape(part)}", message), message
     if "gradient" in case:
         return
-    args = arguments(problem)
+    needs = [True] * (1 + len(operands))
     with pytest.raises(RuntimeError):
-        OPS.mlp_forward(*args, [True] * 5, noise, numbers)
-    y, saved = OPS.mlp_forward(*args, [True] * 5)
-    x, weights, _, *rest = args
+        OPS.mlp_forward(problem.x, operands, program, constants, needs)
+    x, right, *rest = arguments(problem)
+    y, saved = OPS.mlp_forward(x, right, *rest, [True] * 5)
     with pytest.raises(RuntimeError):
         OPS.mlp_backward(
-            problem.grad_output, x, weights, y, saved, *rest, [True] * 5, [True] * 5, noise, numbers
+            problem.grad_output, x, operands, y, saved, program, constants, needs, needs
         )
 
 
-def test_backward_checks_what_was_saved() -> None:
-    """Tails unlike those of forward want another number of saved activations: an error."""
-    problem = Problem.random(4, [5, 5, 5], output="relu", **BOTH)
-    has = [True] * 5
-    _, given = backward_call(problem, has, has)
-    assert len(OPS.mlp_backward(*given)) == 5
-    with pytest.raises(RuntimeError, match="saved activations"):
-        OPS.mlp_backward(*given[:-2])
-
-
-def test_operators_work_from_python_alone() -> None:
-    """Keywords and defaults of the schema."""
-    problem = Problem.random(4, [5, 5, 5], **KINDS["skip"])
-    x, weights, biases = problem.x, problem.weights, problem.biases
-    expected = mlp(problem)(x, list(weights), list(biases))
-    assert torch.equal(OPS.mlp(*arguments(problem), tails=[2, 2]), expected)
-    assert torch.equal(OPS.mlp(*arguments(problem), noise=None, tails=[2, 2]), expected)
+def test_noise_has_no_gradient() -> None:
+    problem = Problem.random(4, [5, 5, 5], **BOTH)
     given = arguments(problem)
-    assert torch.equal(OPS.mlp(*given), OPS.mlp(*given, None, [0, 0]))
-    assert not torch.equal(OPS.mlp(*given), expected)
+    with pytest.raises(RuntimeError, match="noise has no gradient"):
+        OPS.mlp_forward(*given, [True] * (1 + len(given[1])))
+
+
+def test_backward_checks_what_was_saved() -> None:
+    """A program unlike that of forward wants another number of saved activations: an error."""
+    problem = Problem.random(4, [5, 5, 5], output="relu", **KINDS["skip"])
+    has = [True] * 5
+    given = backward_arguments(problem, has, has)
+    assert len(OPS.mlp_backward(*given)) == 5
+    without = encode(problem.weights, problem.biases, names(problem))
+    with pytest.raises(RuntimeError, match="saved activations"):
+        OPS.mlp_backward(*given[:5], *without[1:], has, has)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from fastmlp import _C, FusedLinear, FusedMLP, Residual, TrainStep
+from fastmlp import _C, FusedMLP, Residual, TrainStep
 
 SIZES = [7, 19, 13, 5]  # ragged ends for every width of vectors
 CLASSES = SIZES[-1]
@@ -1282,9 +1282,6 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
     ),
     "nested-subclass": (
         ValueError, "Doubled", lambda: build(nn.Sequential(Doubled(nn.Linear(4, 3))))
-    ),
-    "fused-linear": (
-        ValueError, "FusedLinear", lambda: build(nn.Sequential(FusedLinear(4, 3)))
     ),
     "no-layer": (
         ValueError, "no linear layer",

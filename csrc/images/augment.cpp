@@ -2,9 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include "cpu/max_threads.h"
 #include "images/cpu_augment.h"
 #include "images/resample.h"
-#include "torch/passes.h"
 
 namespace fastmlp {
 namespace {
@@ -35,7 +35,7 @@ cpu::Elastic elastic_of(const Factors& factors, const cpu::Images& images) {
 
 at::Tensor deskew(const at::Tensor& images) {
   const at::Tensor result = at::empty_like(images);
-  cpu::deskew(images_of(images, result), max_threads());
+  cpu::deskew(images_of(images, result), cpu::max_threads());
   return result;
 }
 
@@ -46,7 +46,7 @@ at::Tensor distort(const at::Tensor& images, double rotation, double scale, doub
   cpu::distort(both,
                {rotation, scale, shear, translation,
                 elastic ? elastic_of(*elastic, both) : cpu::Elastic{}, static_cast<uint64_t>(key)},
-               max_threads());
+               cpu::max_threads());
   return result;
 }
 

@@ -5,12 +5,12 @@
 #include <vector>
 
 #include "cpu/isa/isa.h"
+#include "cpu/isa/target.h"
 #include "cpu/kernels/table.h"
 #include "cpu/product/matrix.h"
 #include "cpu/record.h"
-#include "images/resample.h"
-#include "cpu/isa/target.h"
 #include "cpu/team.h"
+#include "images/resample.h"
 
 namespace fastmlp::cpu {
 namespace {
@@ -107,8 +107,8 @@ Affine fixed_point(const Images& images, double ax, double bx, double cx, double
 // for large matrices: of an image's, planning would take longer than computing.
 void multiply(const Kernels<float>& kernels, int64_t rows, int64_t k, int64_t n, const float* a,
               int64_t a_stride, const float* b, float* c) {
-  const EvenParts tiles(rows, divide_up(rows, kernels.tall.rows));
-  const int64_t columns = kernels.tall.vectors * kernels.width;
+  const EvenParts tiles(rows, divide_up(rows, kernels.many_rows.rows));
+  const int64_t columns = kernels.many_rows.vectors * kernels.width;
   for (int64_t j = 0; j < n; j += columns) {
     const int64_t part = std::min(columns, n - j);
     const int64_t vectors = divide_up(part, kernels.width);

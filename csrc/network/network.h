@@ -1,104 +1,97 @@
-// The multilayer perceptron as plain structs: what the checks of problem.cpp produce and the
-// kernels consume. No torch here.
+// A network as plain structs: what the checks in torch/ produce and a backend consumes. What a plan
+// depends on is apart from where things lie, so that a plan is found again by one comparison.
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <cstring>
 
-#include "network/training.h"
+#include "network/activations.h"
+#include "network/dtype.h"
+#include "network/inline_vector.h"
 
 namespace fastmlp {
 
-// The order is part of the operators' schema (saved graphs hold the numbers): append, never
-// reorder.
-enum class Activation : int {
-  identity,
-  relu,
-  leaky_relu,
-  elu,
-  sigmoid,
-  tanh,
-  gelu,
-  gelu_tanh,
-  silu
+// What becomes of a gradient.
+enum class Gradient : uint8_t {
+  none,
+  written,  // to the memory that is given
+  added,    // times a scale, to the parameter itself
 };
-inline constexpr int kActivations = 9;
-inline constexpr const char* kActivationNames[kActivations] = {
-    "identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"};
-
-// What backward reads of a layer to go through its activation: its sums z, its output y =
-// activation(z), or nothing. It is what torch's own modules keep, so that neither memory nor
-// accuracy nor what may be modified in place differs from theirs.
-inline constexpr bool saves_output(Activation a) {
-  return a == Activation::relu || a == Activation::sigmoid || a == Activation::tanh;
-}
-inline constexpr bool saves_sums(Activation a) {
-  return a != Activation::identity && !saves_output(a);
-}
 
 // One layer: y = activation(x · weightᵀ + bias), of which it gives y · noise + x, or parts of that.
-template <typename T>
-struct Layer {
+struct LayerSpec {
   int64_t in_features = 0;
   int64_t out_features = 0;
-  const T* weight = nullptr;  // [out_features, in_features], contiguous along in_features
-  int64_t weight_stride = 0;  // elements from one row to the next
-  const T* bias = nullptr;    // [out_features], contiguous; null: none
-  Activation activation = Activation::identity;
-  T slope = 0;               // leaky_relu: negative_slope, elu: alpha; unused elsewhere
-  const T* noise = nullptr;  // dropout's, [batch, out_features], contiguous; null: ones
-  bool skip = false;         // whether x is added; in_features == out_features then
-
-  // Forward writes them, backward reads them; [batch, out_features], contiguous.
-  T* output = nullptr;     // null where nobody will need it again (then a scratch buffer holds it)
-  T* sums = nullptr;       // z, where saves_sums(activation) and backward will need it
-  T* activated = nullptr;  // y, where it is not the output and saves_output(activation) and …
+  int64_t weight_stride = 0;                // elements from one row of the weight to the next
+  double parameters[kMostParameters] = {};  // the activation's
+  int32_t activation = 0;
+  bool bias = false;
+  bool noise = false;  // dropout's
+  bool skip = false;   // whether x is added; in_features == out_features then
+  // What forward leaves for backward.
+  bool keeps_output = false, keeps_sums = false, keeps_activated = false;
+  // What backward is to find.
+  Gradient weight_gradient = Gradient::none, bias_gradient = Gradient::none;
+  uint8_t unused[4] = {};
 
   bool is_output_activated() const { return !noise && !skip; }
+  bool is_trained() const {
+    return weight_gradient != Gradient::none || bias_gradient != Gradient::none;
+  }
+};
+// So that two of them are compared as bytes.
+static_assert(sizeof(LayerSpec) == 40 + sizeof(double) * kMostParameters);
+
+struct NetworkSpec {
+  struct Head {
+    Dtype dtype = Dtype::float32;
+    int64_t batch = 0;
+    int64_t input_stride = 0;
+    // Of backward.
+    int64_t grad_output_stride = 0;
+    int64_t input_gradient = 0;  // whether it is wanted
+  } head;
+  InlineVector<LayerSpec, 8> layers;
+
+  bool operator==(const NetworkSpec& other) const {
+    return std::memcmp(&head, &other.head, sizeof(head)) == 0 &&
+           layers.size() == other.layers.size() &&
+           std::memcmp(layers.begin(), other.layers.begin(), layers.size() * sizeof(LayerSpec)) ==
+               0;
+  }
+  // The lowest layer that a gradient passes through; the number of layers: none does.
+  int64_t first_trained() const {
+    int64_t first = 0;
+    if (head.input_gradient) return first;
+    while (first < layers.size() && !layers[first].is_trained()) ++first;
+    return first;
+  }
 };
 
-// What follows a layer's activation, as the operators number it: a sum of these.
-inline constexpr int64_t kNoise = 1, kSkip = 2;
+struct Update;
 
-// The first layer's weight in another layout, for inputs that are mostly one value
-// (cpu/sparse_input.h). A training step's two passes share it, and a loop's steps.
-template <typename T>
-struct KeptWeight {
-  T* panels = nullptr;    // memory of kept_elements()
-  bool newer = false;     // than the weight itself
-  bool may_wait = false;  // the weight may stay older until flush()
+// Where a layer's operands lie, of the network's dtype.
+struct LayerMemory {
+  const void* weight = nullptr;  // [out_features, in_features], contiguous along in_features
+  const void* bias = nullptr;    // [out_features], contiguous
+  const void* noise = nullptr;   // [batch, out_features], contiguous
+  // Forward writes them, backward reads them; [batch, out_features], contiguous.
+  void* output = nullptr;     // null where nobody will need it again
+  void* sums = nullptr;       // z
+  void* activated = nullptr;  // y, where it is not the output
+  // Gradients, where they are written; contiguous like the parameters.
+  void* weight_gradient = nullptr;
+  void* bias_gradient = nullptr;
+  // What to do with them as soon as they are there; null: nothing.
+  const Update* weight_update = nullptr;
+  const Update* bias_update = nullptr;
 };
 
-template <typename T>
-struct Forward {
-  KeptWeight<T>* kept = nullptr;  // null: none wanted
-  int64_t batch = 0;
-  const T* input = nullptr;  // [batch, layers[0].in_features], contiguous along features
-  int64_t input_stride = 0;
-  std::vector<Layer<T>> layers;
-};
-
-// Gradients of one layer's parameters; null: not needed.
-template <typename T>
-struct LayerGradient {
-  T* weight = nullptr;  // [out_features, in_features], contiguous
-  T* bias = nullptr;    // [out_features]
-  // What to do with them as soon as they are there; null: nothing. The weight's gradient may be
-  // missing where its update is plain: it is then added to the weight itself.
-  const Update<T>* weight_update = nullptr;
-  const Update<T>* bias_update = nullptr;
-
-  bool trains_weight() const { return weight || weight_update; }
-};
-
-template <typename T>
-struct Backward {
-  Forward<T> forward;
-  const T* grad_output =
-      nullptr;  // [batch, out_features of the last layer], contiguous along features
-  int64_t grad_output_stride = 0;
-  std::vector<LayerGradient<T>> gradients;
-  T* grad_input = nullptr;  // [batch, in_features], contiguous; null: not needed
+struct NetworkMemory {
+  const void* input = nullptr;        // [batch, in_features], contiguous along features
+  const void* grad_output = nullptr;  // [batch, out_features], contiguous along features
+  void* grad_input = nullptr;         // [batch, in_features], contiguous
+  InlineVector<LayerMemory, 8> layers;
 };
 
 }  // namespace fastmlp

@@ -9,40 +9,48 @@
 #include <utility>
 #include <vector>
 
-#include "images/augment.h"
-#include "images/cpu_augment.h"
 #include "cpu/isa/isa.h"
 #include "cpu/kernels/table.h"
+#include "cpu/memory.h"
+#include "cpu/peak.h"
 #include "cpu/product/matrix.h"
-#include "cpu/pass/network.h"
 #include "cpu/record.h"
+#include "images/augment.h"
+#include "images/cpu_augment.h"
 #include "images/resample.h"
-#include "torch/dropout.h"
-#include "torch/memory.h"
-#include "network/network.h"
-#include "torch/ops.h"
-#include "torch/problem.h"
+#include "network/losses.h"
+#include "network/optimizers.h"
+#include "network/saved.h"
 #include "python/read_network.h"
 #include "python/step.h"
+#include "torch/lower.h"
+#include "torch/noise.h"
+#include "torch/ops.h"
 
 namespace py = pybind11;
 
 namespace fastmlp {
 namespace {
 
+at::Tensor run_drawn(const Arguments& arguments) {
+  if (!at::GradMode::is_enabled()) return infer(arguments);
+  Numbers numbers;
+  Constants constants;
+  encode(arguments.program, numbers, constants);
+  return mlp(arguments.input, arguments.operands, {numbers.begin(), numbers.end()},
+             {constants.begin(), constants.end()});
+}
+
 PyObject* run_network(const at::Tensor& input, const Network& network) {
   at::Tensor output;
   {
     const py::gil_scoped_release release;
-    Arguments arguments = network.arguments(input);
-    draw_noise(arguments, network.dropouts);
-    if (at::GradMode::is_enabled()) {
-      OptionalTensors biases;
-      for (const auto& bias : network.biases) biases.push_back(bias);
-      output = mlp(input, arguments.weights, biases, network.activations, network.slopes,
-                   arguments.noise, network.tails);
+    const Arguments arguments = network.arguments(input);
+    if (has_dropout(network.program)) {
+      const Drawn drawn = draw_noise(arguments);
+      output = run_drawn({input, {drawn.operands.data(), drawn.operands.size()}, drawn.program});
     } else {
-      output = infer(arguments);
+      output = run_drawn(arguments);
     }
   }
   return THPVariable_Wrap(std::move(output));
@@ -57,16 +65,14 @@ std::string examine(PyObject* const* args, Network& network, const at::Tensor*& 
 }
 
 void check_arguments(PyObject* const* args, Py_ssize_t count) {
-  if (count != 1 + kLists)
-    throw py::type_error("expected (input, weights, biases, activations, slopes, dropouts, skips)");
+  if (count != 1 + kLists) throw py::type_error("expected (input, operands, program, constants)");
   for (int i = 1; i <= kLists; ++i) {
     if (!PyList_Check(args[i]) && !PyTuple_Check(args[i]))
       throw py::type_error("expected lists or tuples");
   }
 }
 
-// run(input, weights, biases, activations, slopes, dropouts, skips) -> Tensor, or None where the
-// plain path has to be taken.
+// run(input, operands, program, constants) -> Tensor, or None where the plain path has to be taken.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   check_arguments(args, count);
@@ -110,10 +116,60 @@ py::dict tiles() {
   const cpu::Kernels<T>& kernels = cpu::active_kernels<T>();
   py::dict shapes;
   shapes["width"] = kernels.width;
-  shapes["tall"] = py::make_tuple(kernels.tall.rows, kernels.tall.vectors);
-  shapes["wide"] = py::make_tuple(kernels.wide.rows, kernels.wide.vectors);
+  shapes["many_rows"] = py::make_tuple(kernels.many_rows.rows, kernels.many_rows.vectors);
+  shapes["few_rows"] = py::make_tuple(kernels.few_rows.rows, kernels.few_rows.vectors);
   shapes["dot_rows"] = kernels.dot_rows;
   return shapes;
+}
+
+// (name, torch.nn's class, the ATen operator, its parameters' names and defaults, the attribute
+// that tells modules of one class apart and its value) of each.
+py::tuple described_activations() {
+  py::list all;
+  for (const ActivationInfo& info : activations()) {
+    py::dict parameters;
+    for (int i = 0; i < info.parameter_count(); ++i)
+      parameters[info.parameters[i].name] = info.parameters[i].value;
+    all.append(py::make_tuple(info.name, info.module, info.op ? info.op : info.name, parameters,
+                              info.mode_name, info.mode));
+  }
+  return py::tuple(all);
+}
+
+template <typename Infos>
+py::tuple names_of(const Infos& infos) {
+  py::list names;
+  for (const auto& info : infos) names.append(info.name);
+  return py::tuple(names);
+}
+
+// classes: of linear, fused_linear, dropout, residual, device_context, containers, and of each
+// activation in turn.
+void know_modules(const py::dict& classes, const py::list& activation_classes,
+                  const py::dict& activation_names, const py::list& global_hooks,
+                  const py::list& hooks) {
+  Known names;  // holds its references for the life of the process
+  const auto held = [](const py::handle& object) { return object.inc_ref().ptr(); };
+  names.linear = held(classes["linear"]);
+  names.fused_linear = held(classes["fused_linear"]);
+  names.dropout = held(classes["dropout"]);
+  names.residual = held(classes["residual"]);
+  names.device_context = held(classes["device_context"]);
+  for (const auto& one : classes["containers"]) names.containers.push_back(held(one));
+  int number = 0;
+  for (const auto& type : activation_classes) {
+    const ActivationInfo& info = activations()[number];
+    KnownActivation known{held(type), number++, {}, nullptr};
+    for (int i = 0; i < info.parameter_count(); ++i)
+      known.parameters.push_back(PyUnicode_InternFromString(info.parameters[i].name));
+    if (info.mode_name) known.mode_name = PyUnicode_InternFromString(info.mode_name);
+    names.activations.push_back(known);
+  }
+  names.activation_names = held(activation_names);
+  for (const auto& one : global_hooks) names.global_hooks.push_back(held(one));
+  for (const auto& one : hooks)
+    names.hooks.push_back(PyUnicode_InternFromString(one.cast<std::string>().c_str()));
+  known() = names;
 }
 
 PyMethodDef kMethods[] = {
@@ -135,33 +191,37 @@ PyMethodDef kMethods[] = {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace fastmlp;
   if (PyModule_AddFunctions(m.ptr(), kMethods) != 0) throw py::error_already_set();
-  py::list names;
-  for (const char* name : kActivationNames) names.append(name);
-  m.attr("ACTIVATIONS") = py::tuple(names);
+  m.attr("ACTIVATIONS") = names_of(activations());
+  m.attr("ACTIVATION_INFOS") = described_activations();
+  m.attr("LOSSES") = names_of(losses());
+  m.attr("OPTIMIZERS") = names_of(optimizers());
   m.attr("MOST_PIXELS") = cpu::kMostPixels;
   m.attr("MOST_NOISE") = cpu::kMostNoise;
   m.attr("NOISE_VARIANCE") = cpu::kNoiseVariance;
   m.attr("MOST_HALF") = cpu::kMostHalf;
-  m.def("know_modules",
-        [](const py::handle& linear, const py::handle& dropout, const py::handle& residual,
-           const py::handle& device_context, const py::dict& activations,
-           const py::list& global_hooks, const py::list& hooks) {
-          Known names;  // holds its references for the life of the process
-          names.linear = linear.inc_ref().ptr();
-          names.dropout = dropout.inc_ref().ptr();
-          names.residual = residual.inc_ref().ptr();
-          names.device_context = device_context.inc_ref().ptr();
-          for (const auto& [type, code] : activations)
-            names.activations.emplace_back(type.inc_ref().ptr(), code.cast<int64_t>());
-          for (const auto& one : global_hooks) names.global_hooks.push_back(one.inc_ref().ptr());
-          for (const auto& one : hooks)
-            names.hooks.push_back(PyUnicode_InternFromString(one.cast<std::string>().c_str()));
-          known() = names;
-        });
-  m.def("saves_sums",
-        [](int activation) { return saves_sums(static_cast<Activation>(activation)); });
-  m.def("saves_output",
-        [](int activation) { return saves_output(static_cast<Activation>(activation)); });
+  m.def("know_modules", know_modules);
+  m.def("check_loss", check_loss);
+  // Which layers' out_features, with repetitions, a row of mlp_forward's `saved` has.
+  m.def("kept_layers", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants,
+                          const std::vector<bool>& flags) {
+    const Program program = decode(numbers, constants);
+    NetworkSpec spec;
+    for (const LayerOps& ops : program.layers) {
+      LayerSpec layer;
+      layer.activation = ops.activation;
+      layer.noise = ops.noise >= 0;
+      layer.skip = ops.skip;
+      spec.layers.push_back(layer);
+    }
+    Needs needs;
+    for (const bool flag : flags) needs.push_back(flag);
+    std::vector<int64_t> layers;
+    if (needs.empty()) return layers;
+    set_gradients(program, needs, spec);
+    keep_for_gradients(spec);
+    for (const int64_t l : kept_layers(spec)) layers.push_back(l);
+    return layers;
+  });
   m.def("compiled_isas", cpu::compiled_isas);
   m.def("available_isas", cpu::available_isas);
   const auto as_runtime_error = [](auto call) {

@@ -11,8 +11,6 @@
 
 #include <algorithm>
 
-#include "network/network.h"
-
 namespace py = pybind11;
 
 namespace fastmlp {
@@ -64,50 +62,49 @@ std::string Network::append(PyObject* weight_object, PyObject* bias_object,
     return std::string("a weight is ") + reason;
   if (weight->scalar_type() != input.scalar_type()) return "input and weights differ in dtype";
   if (weight->dim() != 2) return "a weight is not two-dimensional";
-  weights.push_back(*weight);
-  activations.push_back(0);
-  slopes.push_back(0);
-  dropouts.push_back(0);
-  if (bias_object == Py_None) {
-    biases.push_back(std::nullopt);
-    return {};
+  const bool has_bias = bias_object != Py_None;
+  if (has_bias) {
+    if (const char* reason = operand_in_the_way(bias_object, bias))
+      return std::string("a bias is ") + reason;
+    if (bias->scalar_type() != input.scalar_type()) return "input and biases differ in dtype";
+    if (bias->dim() != 1 || bias->size(0) != weight->size(0))
+      return "a bias is not of shape (out_features,)";
   }
-  if (const char* reason = operand_in_the_way(bias_object, bias))
-    return std::string("a bias is ") + reason;
-  if (bias->scalar_type() != input.scalar_type()) return "input and biases differ in dtype";
-  if (bias->dim() != 1 || bias->size(0) != weight->size(0))
-    return "a bias is not of shape (out_features,)";
-  biases.push_back(*bias);
+  program.add_linear(has_bias);
+  operands.push_back(*weight);
+  if (has_bias) operands.push_back(*bias);
   return {};
 }
 
-Arguments Network::arguments(const at::Tensor& input) const {
-  const at::TensorList list(weights.data(), weights.size());
-  return {input, list, biases, activations, slopes, {}, tails};
+namespace {
+
+template <typename Numbers, typename Convert>
+void read_numbers(PyObject* list, Numbers& numbers, const Convert& convert) {
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list); ++i)
+    numbers.push_back(convert(PySequence_Fast_GET_ITEM(list, i)));
+  if (PyErr_Occurred()) throw py::error_already_set();
 }
 
+}  // namespace
+
 std::string read(PyObject* const* args, const at::Tensor& input, Network& network) {
-  const auto layers = PySequence_Fast_GET_SIZE(args[1]);
-  for (int i = 2; i <= kLists; ++i) {
-    if (PySequence_Fast_GET_SIZE(args[i]) != layers)
-      return "weights, biases and activations differ in number";
-  }
-  const auto element = [&](int list, Py_ssize_t l) {
-    return PySequence_Fast_GET_ITEM(args[list], l);
-  };
-  for (Py_ssize_t l = 0; l < layers; ++l) {
-    auto reason = network.append(element(1, l), element(2, l), input);
+  PyObject* const operands = args[1];
+  Numbers numbers;
+  Constants constants;
+  read_numbers(args[2], numbers, PyLong_AsLongLong);
+  read_numbers(args[3], constants, PyFloat_AsDouble);
+  const Program program =
+      decode(numbers.begin(), numbers.size(), constants.begin(), constants.size());
+  if (PySequence_Fast_GET_SIZE(operands) != program.operands)
+    return "operands and program differ in number";
+  for (const LayerOps& layer : program.layers) {
+    PyObject* const bias =
+        layer.bias >= 0 ? PySequence_Fast_GET_ITEM(operands, layer.bias) : Py_None;
+    auto reason = network.append(PySequence_Fast_GET_ITEM(operands, layer.weight), bias, input);
     if (!reason.empty()) return reason;
-    network.activations.back() = PyLong_AsLongLong(element(3, l));
-    network.slopes.back() = PyFloat_AsDouble(element(4, l));
-    const double dropout = network.dropouts.back() = PyFloat_AsDouble(element(5, l));
-    if (!(dropout >= 0 && dropout <= 1)) return "a dropout is not a probability";
+    if (!(layer.dropout >= 0 && layer.dropout <= 1)) return "a dropout is not a probability";
   }
-  for (Py_ssize_t l = 0; l < layers; ++l) {
-    if (network.dropouts[l] > 0) network.set_tail(l, kNoise);
-    if (PyObject_IsTrue(element(6, l)) == 1) network.set_tail(l, kSkip);
-  }
-  if (PyErr_Occurred()) throw py::error_already_set();
+  network.program = program;
   return {};
 }
 
@@ -140,7 +137,10 @@ class Reader {
   }
 
  private:
+  LayerOps& layer() { return network_.program.layers.back(); }
+
   bool read_module(PyObject* module) {
+    if (module == Py_None) return false;
     const py::object state =
         py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
     if (!state || PyDict_GetItemWithError(state.ptr(), names_.forward)) return false;
@@ -150,33 +150,35 @@ class Reader {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(module));
     if (type == names_.linear) return read_linear(state.ptr());
     if (type == names_.dropout) return read_dropout(state.ptr());
+    if (type == names_.fused_linear) return read_fused_linear(state.ptr());
     if (type == names_.residual) return read_residual(state.ptr());
-    const auto found = std::find_if(names_.activations.begin(), names_.activations.end(),
-                                    [&](const auto& one) { return one.first == type; });
-    if (found == names_.activations.end()) return false;
-    if (found->second == 0) return true;
-    if (stage_ != Stage::linear) return false;
-    stage_ = Stage::activation;
-    return read_activation(static_cast<Activation>(found->second), state.ptr());
+    for (PyObject* container : names_.containers) {
+      if (type == container) return read_children(state.ptr());
+    }
+    return read_activation(type, state.ptr());
   }
 
-  // The activation and its parameter.
-  bool read_activation(Activation activation, PyObject* state) {
-    if (activation == Activation::gelu) {
-      PyObject* const approximate = PyDict_GetItemWithError(state, names_.approximate);
-      if (!approximate || !PyUnicode_Check(approximate)) return false;
-      if (PyUnicode_CompareWithASCIIString(approximate, "tanh") == 0) {
-        activation = Activation::gelu_tanh;
-      } else if (PyUnicode_CompareWithASCIIString(approximate, "none") != 0) {
-        return false;
+  // The activation and its parameters.
+  bool read_activation(PyObject* type, PyObject* state) {
+    for (const KnownActivation& one : names_.activations) {
+      if (one.type != type) continue;
+      const ActivationInfo& info = activations()[one.number];
+      if (one.mode_name) {
+        PyObject* const mode = PyDict_GetItemWithError(state, one.mode_name);
+        if (!mode || !PyUnicode_Check(mode)) return false;
+        if (PyUnicode_CompareWithASCIIString(mode, info.mode) != 0) continue;
       }
-    } else if (activation == Activation::leaky_relu || activation == Activation::elu) {
-      PyObject* const slope = PyDict_GetItemWithError(
-          state, activation == Activation::elu ? names_.alpha : names_.negative_slope);
-      if (!read_number(slope, network_.slopes.back())) return false;
+      if (one.number == 0) return true;
+      if (stage_ != Stage::linear) return false;
+      stage_ = Stage::activation;
+      layer().activation = one.number;
+      for (size_t i = 0; i < one.parameters.size(); ++i) {
+        PyObject* const parameter = PyDict_GetItemWithError(state, one.parameters[i]);
+        if (!read_number(parameter, layer().parameters[i])) return false;
+      }
+      return true;
     }
-    network_.activations.back() = static_cast<int64_t>(activation);
-    return true;
+    return false;
   }
 
   bool read_linear(PyObject* state) {
@@ -186,6 +188,20 @@ class Reader {
     PyObject* bias = PyDict_GetItemWithError(parameters, names_.bias);
     stage_ = Stage::linear;
     return weight && bias && network_.append(weight, bias, input_).empty();
+  }
+
+  // A linear layer that knows its activation by name.
+  bool read_fused_linear(PyObject* state) {
+    PyObject* const name = PyDict_GetItemWithError(state, names_.activation);
+    if (!name || !PyUnicode_Check(name) || !read_linear(state)) return false;
+    PyObject* const number = PyDict_GetItemWithError(names_.activation_names, name);
+    if (!number) return false;
+    layer().activation = static_cast<int>(PyLong_AsLong(number));
+    const ActivationInfo& info = activations()[layer().activation];
+    for (int i = 0; i < info.parameter_count(); ++i)
+      layer().parameters[i] = info.parameters[i].value;
+    if (layer().activation != 0) stage_ = Stage::activation;
+    return true;
   }
 
   // As float(object); false where it is no number, whose reason Python's reader knows.
@@ -206,28 +222,28 @@ class Reader {
     if (!(probability >= 0 && probability <= 1)) return false;
     if (training == Py_False || probability == 0) return true;
     if (training != Py_True || stage_ == Stage::closed) return false;
-    network_.dropouts.back() = probability;
-    network_.set_tail(network_.weights.size() - 1, kNoise);
+    layer().dropout = probability;
     stage_ = Stage::closed;
     return true;
   }
 
-  bool read_residual(PyObject* state) {
+  // The modules in a module. It may hold itself.
+  bool read_children(PyObject* state) {
     PyObject* const modules = PyDict_GetItemWithError(state, names_.modules);
-    const size_t layer = network_.weights.size();
-    stage_ = Stage::closed;
     if (!modules || !PyDict_Check(modules)) return false;
-    // A block may hold itself.
     if (Py_EnterRecursiveCall(" while reading the blocks of a FusedMLP") != 0) return false;
     const bool fits = read(modules);
     Py_LeaveRecursiveCall();
-    if (!fits) return false;
-    if (network_.weights.size() != layer + 1) return false;
-    const at::Tensor& weight = network_.weights[layer];
-    const bool skips = !network_.tails.empty() && (network_.tails.back() & kSkip) &&
-                       network_.tails.size() == layer + 1;  // a residual block in this one
-    if (skips || weight.size(0) != weight.size(1)) return false;
-    network_.set_tail(layer, kSkip);
+    return fits;
+  }
+
+  bool read_residual(PyObject* state) {
+    const int64_t before = network_.program.layers.size();
+    stage_ = Stage::closed;
+    if (!read_children(state) || network_.program.layers.size() != before + 1) return false;
+    const at::Tensor& weight = network_.operands[layer().weight];
+    if (layer().skip || weight.size(0) != weight.size(1)) return false;
+    layer().skip = true;
     stage_ = Stage::closed;
     return true;
   }
@@ -244,9 +260,7 @@ bool recognise(PyObject* modules, const at::Tensor& input, Network& network) {
   for (PyObject* hooks : known().global_hooks) {
     if (!is_empty_dict(hooks)) return false;
   }
-  if (!Reader(input, network).read(modules) || network.weights.empty()) return false;
-  if (!network.tails.empty()) network.tails.resize(network.weights.size());
-  return true;
+  return Reader(input, network).read(modules) && !network.program.layers.empty();
 }
 
 }  // namespace fastmlp

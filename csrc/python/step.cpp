@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "torch/dropout.h"
 #include "python/read_network.h"
 #include "torch/step.h"
 
@@ -20,21 +19,41 @@ namespace py = pybind11;
 namespace fastmlp {
 namespace {
 
-// A key of torch.optim's dicts, made once: looking items up by C strings took a tenth of a small
-// network's step.
-struct Key {
-  explicit Key(const char* text) : text(text), object(PyUnicode_InternFromString(text)) {}
-  const char* text;
-  PyObject* object;
-};
+// A string that dicts are asked for, made once: looking items up by C strings took a tenth of a
+// small network's step.
+PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
 
 struct Keys {
-  Key params{"params"}, lr{"lr"}, weight_decay{"weight_decay"}, maximize{"maximize"},
-      differentiable{"differentiable"}, capturable{"capturable"}, momentum{"momentum"},
-      dampening{"dampening"}, nesterov{"nesterov"}, betas{"betas"}, eps{"eps"},
-      decoupled_weight_decay{"decoupled_weight_decay"}, amsgrad{"amsgrad"}, fused{"fused"},
-      momentum_buffer{"momentum_buffer"}, step{"step"}, exp_avg{"exp_avg"},
-      exp_avg_sq{"exp_avg_sq"}, max_exp_avg_sq{"max_exp_avg_sq"};
+  PyObject *params = interned("params"), *maximize = interned("maximize"),
+           *differentiable = interned("differentiable"), *capturable = interned("capturable"),
+           *fused = interned("fused"), *reduction = interned("reduction"),
+           *ignore_index = interned("ignore_index"), *buffers = interned("_buffers");
+  // Of each optimizer and loss, in the order of its info.
+  struct Of {
+    std::vector<PyObject*> options, states, scalars;
+  };
+  std::vector<Of> optimizers, losses;
+
+  Keys() {
+    for (const OptimizerInfo& info : fastmlp::optimizers()) {
+      Of of;
+      for (const OptionInfo& one : info.options) add(one.name, of.options);
+      for (const StateInfo& one : info.states) add(one.key, of.states);
+      for (const StateInfo& one : info.scalars) add(one.key, of.scalars);
+      optimizers.push_back(of);
+    }
+    for (const LossInfo& info : fastmlp::losses()) {
+      Of of;
+      for (const OptionInfo& one : info.options) add(one.name, of.options);
+      for (const LossOperandInfo& one : info.operands) add(one.buffer, of.states);
+      losses.push_back(of);
+    }
+  }
+
+ private:
+  static void add(const char* name, std::vector<PyObject*>& names) {
+    if (name) names.push_back(interned(name));
+  }
 };
 
 const Keys& keys() {
@@ -43,16 +62,17 @@ const Keys& keys() {
 }
 
 // A borrowed item of a dict, or null.
-PyObject* find(PyObject* dict, const Key& key) {
-  PyObject* value = PyDict_GetItemWithError(dict, key.object);
+PyObject* find(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
   if (!value && PyErr_Occurred()) throw py::error_already_set();
   return value;
 }
 
-PyObject* item(PyObject* dict, const Key& key) {
+std::string text(PyObject* string) { return py::str(py::handle(string)); }
+
+PyObject* item(PyObject* dict, PyObject* key) {
   PyObject* value = find(dict, key);
-  if (!value)
-    throw py::key_error(std::string("the optimizer's parameter group has no ") + key.text);
+  if (!value) throw py::key_error("the optimizer's parameter group has no " + text(key));
   return value;
 }
 
@@ -62,9 +82,7 @@ double number(PyObject* object) {
   return value;
 }
 
-double option(PyObject* group, const Key& key) { return number(item(group, key)); }
-
-bool flag(PyObject* group, const Key& key) {
+bool flag(PyObject* group, PyObject* key) {
   PyObject* value = find(group, key);
   return value && PyObject_IsTrue(value) == 1;
 }
@@ -73,14 +91,13 @@ bool flag(PyObject* group, const Key& key) {
   throw std::runtime_error("fastmlp.TrainStep: " + what);
 }
 
-// What the kinds of optimizers are called in train_step.py.
-enum Kind { kSgd, kAdam, kAdamW };
-
 class Optimizer {
  public:
-  // kind, param_groups, state, dicts of hooks that have to be empty
+  // description: its number, param_groups, state, dicts of hooks that have to be empty.
   Optimizer(PyObject* description, const Network& network)
       : kind_(static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)))),
+        info_(optimizers()[kind_]),
+        keys_(keys().optimizers[kind_]),
         state_(PyTuple_GET_ITEM(description, 2)),
         network_(network) {
     PyObject* groups = PyTuple_GET_ITEM(description, 1);
@@ -106,33 +123,32 @@ class Optimizer {
         if (PyDict_SetItem(pending.state.ptr(), key, value.ptr()) != 0)
           throw py::error_already_set();
       }
-      if (pending.step.defined()) {
-        if (pending.step.scalar_type() == at::kFloat) {
-          *pending.step.mutable_data_ptr<float>() =
-              static_cast<float>(pending.count + static_cast<double>(steps));
-        } else {
-          *pending.step.mutable_data_ptr<double>() = pending.count + static_cast<double>(steps);
-        }
-        pending.step.unsafeGetTensorImpl()->bump_version();
+    }
+    for (const ParameterUpdate& one : updates_) {
+      for (int i = 0; i < kMostScalars; ++i) {
+        if (one.scalars[i].defined()) write(one.scalars[i], one.update.scalars[i]);
       }
     }
   }
 
  private:
+  // What a parameter's state has still to be given.
   struct Pending {
     py::object parameter, state;
     bool fresh = false;  // the optimizer had no state of the parameter
-    std::vector<std::pair<PyObject*, py::object>> entries;  // still to be put into it
-    at::Tensor step;
-    double count = 0;  // steps before these
-
-    at::Tensor add(const Key& key, at::Tensor value) {
-      entries.emplace_back(key.object, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)));
-      return value;
-    }
+    std::vector<std::pair<PyObject*, py::object>> entries;
   };
 
-  // Takes back what state_of() has put into the state, when no step was made.
+  static void write(const at::Tensor& scalar, double value) {
+    if (scalar.scalar_type() == at::kFloat) {
+      *scalar.mutable_data_ptr<float>() = static_cast<float>(value);
+    } else {
+      *scalar.mutable_data_ptr<double>() = value;
+    }
+    scalar.unsafeGetTensorImpl()->bump_version();
+  }
+
+  // Takes back what find_state() has put into the state, when no step was made.
   void withdraw() {
     for (const Pending& pending : pending_) {
       if (pending.fresh && PyDict_DelItem(state_, pending.parameter.ptr()) != 0)
@@ -149,56 +165,54 @@ class Optimizer {
     }
   }
 
-  static at::Tensor tensor(PyObject* dict, const Key& key) {
+  static at::Tensor tensor(PyObject* dict, PyObject* key) {
     PyObject* object = find(dict, key);
     if (!object || !THPVariable_Check(object))
-      refuse(std::string("expected the tensor ") + key.text + " in the optimizer's state");
+      refuse("expected the tensor " + text(key) + " in the optimizer's state");
     return THPVariable_Unpack(object);
   }
 
-  // The parameter's state, or a new one, empty like those that torch.optim leaves where it has
-  // looked: finding a parameter's place in the dict runs Python, so it is done before the first
-  // write.
-  Pending state_of(PyObject* parameter) {
-    Pending pending;
-    pending.parameter = py::reinterpret_borrow<py::object>(parameter);
-    PyObject* found = PyDict_GetItemWithError(state_, parameter);
-    if (!found && PyErr_Occurred()) throw py::error_already_set();
-    pending.fresh = !found;
-    pending.state = found ? py::reinterpret_borrow<py::object>(found) : py::dict();
-    if (!found && PyDict_SetItem(state_, parameter, pending.state.ptr()) != 0)
-      throw py::error_already_set();
-    return pending;
+  // A parameter's state, or null. It mostly comes after the one asked for before; finding it by its
+  // hash would run Python.
+  PyObject* find_state(PyObject* parameter) {
+    PyObject *key = nullptr, *value = nullptr;
+    if (PyDict_Next(state_, &place_, &key, &value) && key == parameter) return value;
+    place_ = 0;
+    while (PyDict_Next(state_, &place_, &key, &value)) {
+      if (key == parameter) return value;
+    }
+    place_ = 0;
+    return nullptr;
   }
 
   void read(PyObject* group) {
     PyObject* parameters = item(group, keys().params);
     if (!PyList_Check(parameters)) throw py::type_error("expected a list of parameters");
-    Update<double> options;
-    bool amsgrad = false, fused = false;
-    options.kind = kind_ == kSgd ? OptimizerKind::sgd : OptimizerKind::adam;
-    options.lr = option(group, keys().lr);
-    options.weight_decay = option(group, keys().weight_decay);
-    options.maximize = flag(group, keys().maximize);
+    Update update;
+    update.optimizer = kind_;
+    int next = 0;
+    for (size_t i = 0; i < keys_.options.size(); ++i) {
+      const OptionInfo& option = info_.options[i];
+      if (option.numbers > 1) {
+        PyObject* const tuple = item(group, keys_.options[i]);
+        if (!PySequence_Check(tuple) || PySequence_Size(tuple) != option.numbers)
+          throw py::type_error("expected " + std::to_string(option.numbers) + " " + option.name);
+        for (int n = 0; n < option.numbers; ++n) {
+          const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(tuple, n));
+          update.options[next++] = number(one.ptr());
+        }
+        continue;
+      }
+      PyObject* const value =
+          option.optional ? find(group, keys_.options[i]) : item(group, keys_.options[i]);
+      update.options[next++] = value ? number(value) : option.absent;
+    }
+    update.maximize = flag(group, keys().maximize);
     if (flag(group, keys().differentiable) || flag(group, keys().capturable))
       refuse("expected an optimizer that is neither differentiable nor capturable");
-    if (kind_ == kSgd) {
-      options.momentum_factor = option(group, keys().momentum);
-      options.dampening = option(group, keys().dampening);
-      options.nesterov = flag(group, keys().nesterov);
-    } else {
-      PyObject* betas = item(group, keys().betas);
-      if (!PySequence_Check(betas) || PySequence_Size(betas) != 2)
-        throw py::type_error("expected two betas");
-      options.beta1 = number(py::reinterpret_steal<py::object>(PySequence_GetItem(betas, 0)).ptr());
-      options.beta2 = number(py::reinterpret_steal<py::object>(PySequence_GetItem(betas, 1)).ptr());
-      options.eps = option(group, keys().eps);
-      options.decoupled = kind_ == kAdamW || flag(group, keys().decoupled_weight_decay);
-      amsgrad = flag(group, keys().amsgrad);
-      fused = flag(group, keys().fused);
-    }
+    const bool fused = flag(group, keys().fused);
     for (Py_ssize_t p = 0; p < PyList_GET_SIZE(parameters); ++p)
-      read(PyList_GET_ITEM(parameters, p), options, amsgrad, fused);
+      read(PyList_GET_ITEM(parameters, p), update, fused);
   }
 
   // What runs when a gradient is accumulated: torch.nn.parallel.DistributedDataParallel's, which
@@ -221,22 +235,19 @@ class Optimizer {
     return false;
   }
 
-  size_t operand(const at::Tensor& parameter) const {
-    const size_t layers = network_.weights.size();
-    for (size_t l = 0; l < layers; ++l) {
-      if (network_.weights[l].is_same(parameter)) return l;
-      if (network_.biases[l] && network_.biases[l]->is_same(parameter)) return layers + l;
+  int operand(const at::Tensor& parameter) const {
+    for (size_t i = 0; i < network_.operands.size(); ++i) {
+      if (network_.operands[i].is_same(parameter)) return static_cast<int>(i);
     }
     refuse(
         "the optimizer holds a parameter that is not the model's (any more). Was a layer replaced, "
         "or the model moved? Make the optimizer and the TrainStep anew");
   }
 
-  void read(PyObject* object, const Update<double>& options, bool amsgrad, bool fused) {
+  void read(PyObject* object, const Update& update, bool fused) {
     if (!THPVariable_Check(object)) throw py::type_error("expected a parameter");
     const at::Tensor& parameter = THPVariable_Unpack(object);
-    ParameterUpdate update;
-    update.operand = operand(parameter);
+    const int place = operand(parameter);
     if (!parameter.requires_grad()) return;  // frozen: torch.optim passes it over
     if (has_accumulator_hook(parameter))
       refuse(
@@ -247,65 +258,88 @@ class Optimizer {
       refuse(
           "a parameter has a hook, which there is no gradient for here. Use the model's own "
           "forward and backward");
-    update.options = options;
-    if (kind_ == kSgd) {
-      if (options.momentum_factor != 0) momentum(object, parameter, update);
-    } else {
-      moments(object, parameter, update, amsgrad, fused);
-    }
-    updates_.push_back(std::move(update));
+    updates_.emplace_back();
+    ParameterUpdate& one = updates_.back();
+    one.operand = place;
+    one.update = update;
+    read_state(object, parameter, fused, one);
   }
 
-  void momentum(PyObject* object, const at::Tensor& parameter, ParameterUpdate& update) {
-    Pending pending = state_of(object);
-    PyObject* buffer = find(pending.state.ptr(), keys().momentum_buffer);
-    update.options.first = !buffer || buffer == Py_None;
-    if (!update.options.first) {
-      update.momentum = tensor(pending.state.ptr(), keys().momentum_buffer);
-      return;
+  // The tensors of a parameter's state, or new ones as torch.optim makes them.
+  void read_state(PyObject* object, const at::Tensor& parameter, bool fused, ParameterUpdate& one) {
+    const auto is_kept = [&](const StateInfo& info) {
+      return !info.is_kept || info.is_kept(one.update.options);
+    };
+    bool any = !keys_.scalars.empty();
+    for (size_t i = 0; i < keys_.states.size(); ++i) any = any || is_kept(info_.states[i]);
+    if (!any) return;
+    PyObject* const state = find_state(object);
+    const bool empty = !state || PyDict_Size(state) == 0;
+    Pending pending;
+    const auto make = [&](PyObject* key, const auto& new_tensor) {
+      const c10::InferenceMode off(false);  // what is kept is no tensor of inference
+      const at::Tensor value = new_tensor();
+      pending.entries.emplace_back(key, py::reinterpret_steal<py::object>(THPVariable_Wrap(value)));
+      return value;
+    };
+    for (size_t i = 0; i < keys_.scalars.size(); ++i) {
+      const StateInfo& info = info_.scalars[i];
+      PyObject* const key = keys_.scalars[i];
+      at::Tensor& scalar = one.scalars[i];
+      scalar = empty ? make(key,
+                            [&] {
+                              const bool wide =
+                                  !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
+                              return at::full({}, info.initial,
+                                              at::TensorOptions(wide ? at::kDouble : at::kFloat));
+                            })
+                     : tensor(state, key);
+      TORCH_CHECK(scalar.numel() == 1 && scalar.device().is_cpu() &&
+                      scalar.layout() == at::kStrided && !scalar.is_neg() &&
+                      !scalar._is_zerotensor() &&
+                      (scalar.scalar_type() == at::kFloat || scalar.scalar_type() == at::kDouble),
+                  "fastmlp.TrainStep: expected the optimizer's ", info.key,
+                  " to be one float on the CPU, got ", scalar.sizes(), " ", scalar.scalar_type(),
+                  " on ", scalar.device());
+      one.update.scalars[i] = scalar.scalar_type() == at::kFloat
+                                  ? static_cast<double>(*scalar.const_data_ptr<float>())
+                                  : *scalar.const_data_ptr<double>();
     }
-    const c10::InferenceMode off(false);  // what is kept is no tensor of inference
-    update.momentum = pending.add(keys().momentum_buffer, at::empty_like(parameter));
+    for (size_t i = 0; i < keys_.states.size(); ++i) {
+      const StateInfo& info = info_.states[i];
+      PyObject* const key = keys_.states[i];
+      if (!is_kept(info)) continue;
+      if (info.made_by_step) {
+        PyObject* const found = state ? find(state, key) : nullptr;
+        if (!found || found == Py_None) {
+          one.update.fresh = true;
+          one.states[i] = make(key, [&] { return at::empty_like(parameter); });
+          continue;
+        }
+      }
+      one.states[i] = empty && !info.made_by_step
+                          ? make(key, [&] { return at::full_like(parameter, info.initial); })
+                          : tensor(state, key);
+    }
+    if (pending.entries.empty()) return;
+    // Finding a parameter's place in the dict runs Python, so it is done before the first write.
+    pending.parameter = py::reinterpret_borrow<py::object>(object);
+    pending.fresh = !state;
+    pending.state = state ? py::reinterpret_borrow<py::object>(state) : py::dict();
     pending_.push_back(std::move(pending));
-  }
-
-  void moments(PyObject* object, const at::Tensor& parameter, ParameterUpdate& update, bool amsgrad,
-               bool fused) {
-    Pending pending = state_of(object);
-    PyObject* const dict = pending.state.ptr();
-    const bool empty = PyDict_Size(dict) == 0;
-    // As torch.optim makes them.
-    const auto entry = [&](const Key& key, const auto& make) {
-      if (!empty) return tensor(dict, key);
-      const c10::InferenceMode off(false);
-      return pending.add(key, make());
-    };
-    const auto moment = [&](const Key& key) {
-      return entry(key, [&] { return at::zeros_like(parameter); });
-    };
-    const at::Tensor step = entry(keys().step, [&] {
-      const bool wide = !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
-      return at::zeros({}, at::TensorOptions(wide ? at::kDouble : at::kFloat));
-    });
-    TORCH_CHECK(step.numel() == 1 && step.device().is_cpu() && step.layout() == at::kStrided &&
-                    !step.is_neg() && !step._is_zerotensor() &&
-                    (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),
-                "fastmlp.TrainStep: expected the optimizer's step to be one float on the CPU, got ",
-                step.sizes(), " ", step.scalar_type(), " on ", step.device());
-    pending.step = step;
-    pending.count = step.scalar_type() == at::kFloat ? *step.const_data_ptr<float>()
-                                                     : *step.const_data_ptr<double>();
-    update.options.step = pending.count + 1;
-    update.step = step;
-    update.momentum = moment(keys().exp_avg);
-    update.square = moment(keys().exp_avg_sq);
-    if (amsgrad) update.square_max = moment(keys().max_exp_avg_sq);
-    pending_.push_back(std::move(pending));
+    if (!state && PyDict_SetItem(state_, object, pending_.back().state.ptr()) != 0) {
+      pending_.pop_back();
+      throw py::error_already_set();
+    }
+    if (!state) place_ = 0;
   }
 
   const int kind_;
+  const OptimizerInfo& info_;
+  const Keys::Of& keys_;
   PyObject* const state_;
   const Network& network_;
+  Py_ssize_t place_ = 0;  // in the state, after the last parameter asked for
   std::vector<ParameterUpdate> updates_;
   std::vector<Pending> pending_;
 };
@@ -323,18 +357,40 @@ const at::Tensor& without_gradient(PyObject* object, const char* name) {
   return tensor;
 }
 
-// kind, mean, ignore_index, label_smoothing, weight, pos_weight
-LossOptions read_loss(PyObject* description) {
-  LossOptions loss;
-  loss.kind = static_cast<LossKind>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)));
-  loss.mean = PyObject_IsTrue(PyTuple_GET_ITEM(description, 1)) == 1;
-  loss.ignore_index = PyLong_AsLongLong(PyTuple_GET_ITEM(description, 2));
-  loss.label_smoothing = number(PyTuple_GET_ITEM(description, 3));
-  PyObject* weight = PyTuple_GET_ITEM(description, 4);
-  if (weight != Py_None) loss.weight = without_gradient(weight, "loss's weight");
-  PyObject* positive = PyTuple_GET_ITEM(description, 5);
-  if (positive != Py_None) loss.positive_weight = without_gradient(positive, "loss's pos_weight");
-  if (PyErr_Occurred()) throw py::error_already_set();
+// description: the loss's number and the module.
+LossArguments read_loss(PyObject* description) {
+  LossArguments loss;
+  loss.kind = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)));
+  const Keys::Of& names = keys().losses[loss.kind];
+  const LossInfo& info = losses()[loss.kind];
+  const auto state = py::reinterpret_steal<py::object>(
+      PyObject_GenericGetDict(PyTuple_GET_ITEM(description, 1), nullptr));
+  if (!state) throw py::error_already_set();
+  PyObject* const reduction = find(state.ptr(), keys().reduction);
+  if (!reduction || !PyUnicode_Check(reduction)) throw py::type_error("expected a loss module");
+  if (PyUnicode_CompareWithASCIIString(reduction, "sum") == 0) {
+    loss.reduction = Reduction::sum;
+  } else if (PyUnicode_CompareWithASCIIString(reduction, "mean") != 0) {
+    throw py::value_error(
+        "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got '" +
+        text(reduction) + "'");
+  }
+  for (size_t i = 0; i < names.options.size(); ++i) {
+    PyObject* const value = find(state.ptr(), names.options[i]);
+    if (!value) throw py::key_error("the loss has no " + text(names.options[i]));
+    loss.options[i] = number(value);
+  }
+  if (PyObject* const ignored = find(state.ptr(), keys().ignore_index)) {
+    loss.ignore_index = PyLong_AsLongLong(ignored);
+    if (PyErr_Occurred()) throw py::error_already_set();
+  }
+  PyObject* const buffers = find(state.ptr(), keys().buffers);
+  for (size_t i = 0; i < names.states.size(); ++i) {
+    PyObject* const tensor = buffers ? find(buffers, names.states[i]) : nullptr;
+    if (tensor && tensor != Py_None)
+      loss.operands[i] =
+          without_gradient(tensor, (std::string("loss's ") + info.operands[i].buffer).c_str());
+  }
   return loss;
 }
 
@@ -361,7 +417,7 @@ bool read_network(PyObject* object, PyObject* input_object, const at::Tensor*& i
 }
 
 void check_tuples(PyObject* loss, PyObject* optimizer) {
-  if (!PyTuple_Check(loss) || PyTuple_GET_SIZE(loss) != 6 || !PyTuple_Check(optimizer) ||
+  if (!PyTuple_Check(loss) || PyTuple_GET_SIZE(loss) != 2 || !PyTuple_Check(optimizer) ||
       PyTuple_GET_SIZE(optimizer) != 4)
     throw py::type_error("expected the tuples of a loss and of an optimizer");
 }
@@ -403,14 +459,13 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* input = nullptr;
   Network network;
   if (!read_network(args[0], args[1], input, network)) Py_RETURN_NONE;
-  const LossOptions loss = read_loss(args[3]);
+  const LossArguments loss = read_loss(args[3]);
   Optimizer optimizer(args[4], network);
   const double max_grad_norm = norm_argument(args[5]);
   StepResult result;
   run_steps(optimizer, [&](int64_t& done) {
-    Arguments arguments = network.arguments(*input);
-    draw_noise(arguments, network.dropouts);
-    result = train_step(arguments, target, loss, optimizer.updates(), max_grad_norm);
+    result =
+        train_step(network.arguments(*input), target, loss, optimizer.updates(), max_grad_norm);
     done = 1;
   });
   return pair(THPVariable_Wrap(std::move(result.loss)), PyLong_FromLongLong(result.correct));
@@ -434,19 +489,23 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
                         number(args[6]),
                         number(args[7]),
                         *buffer};
-  const LossOptions loss = read_loss(args[8]);
+  const LossArguments loss = read_loss(args[8]);
   Optimizer optimizer(args[9], network);
   const double max_grad_norm = norm_argument(args[10]);
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
   const at::Tensor correct = at::empty({batches.count()}, at::kLong);
   run_steps(optimizer, [&](int64_t& done) {
-    train_steps(network.arguments(*buffer), network.dropouts, batches, loss, optimizer.updates(),
-                max_grad_norm, losses.mutable_data_ptr<double>(),
-                correct.mutable_data_ptr<int64_t>(), done);
+    train_steps(network.arguments(*buffer), batches, loss, optimizer.updates(), max_grad_norm,
+                losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
   });
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));
   END_HANDLE_TH_ERRORS
+}
+
+void check_loss(const py::handle& description) {
+  const at::NoGradGuard no_gradients;  // whether its tensors want any is asked in each step
+  read_loss(description.ptr());
 }
 
 }  // namespace fastmlp

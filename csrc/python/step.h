@@ -13,4 +13,7 @@ PyObject* train_step(PyObject* module, PyObject* const* args, Py_ssize_t count);
 // max_grad_norm) -> (losses, correct) of each batch, float64 and int64 tensors, or None likewise.
 PyObject* train_steps(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
+// Throws what a step would of its loss's description.
+void check_loss(const pybind11::handle& description);
+
 }  // namespace fastmlp

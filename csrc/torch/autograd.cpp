@@ -1,12 +1,13 @@
 // The one autograd node of a network.
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
-#include "network/network.h"
 #include "torch/ops.h"
+#include "torch/plain.h"
 
 namespace fastmlp {
 namespace {
@@ -14,110 +15,44 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-at::Tensor activate(Activation activation, const at::Tensor& z, double slope) {
-  switch (activation) {
-    case Activation::identity:
-      return z;
-    case Activation::relu:
-      return at::relu(z);
-    case Activation::leaky_relu:
-      return at::leaky_relu(z, slope);
-    case Activation::elu:
-      return at::elu(z, slope);
-    case Activation::sigmoid:
-      return at::sigmoid(z);
-    case Activation::tanh:
-      return at::tanh(z);
-    case Activation::gelu:
-      return at::gelu(z);
-    case Activation::gelu_tanh:
-      return at::gelu(z, "tanh");
-    case Activation::silu:
-      return at::silu(z);
-  }
-  TORCH_CHECK(false, "fastmlp: unknown activation");
-}
-
-// torch has no derivative of its own silu_backward.
-at::Tensor silu_derivative(const at::Tensor& grad, const at::Tensor& z) {
-  const at::Tensor p = at::sigmoid(z);
-  return grad * p * (z * (1 - p) + 1);
-}
-
-at::Tensor derive(Activation activation, const at::Tensor& grad, const at::Tensor& z,
-                  const at::Tensor& y, double slope) {
-  switch (activation) {
-    case Activation::identity:
-      return grad;
-    case Activation::relu:
-      return at::threshold_backward(grad, y, 0);
-    case Activation::leaky_relu:
-      return at::leaky_relu_backward(grad, z, slope, false);
-    case Activation::elu:
-      return at::elu_backward(grad, slope, 1, 1, false, z);
-    case Activation::sigmoid:
-      return at::sigmoid_backward(grad, y);
-    case Activation::tanh:
-      return at::tanh_backward(grad, y);
-    case Activation::gelu:
-      return at::gelu_backward(grad, z);
-    case Activation::gelu_tanh:
-      return at::gelu_backward(grad, z, "tanh");
-    case Activation::silu:
-      return silu_derivative(grad, z);
-  }
-  TORCH_CHECK(false, "fastmlp: unknown activation");
-}
-
 // What backward needs to know of a forward. Tensors that eager would save, too, go through
 // save_for_backward, which checks at backward that nobody modified them; the rest (a weight whose
 // input needs no gradient, the biases) is needed for shapes and for second derivatives alone, and
 // may be modified in between as in eager.
 struct Call : torch::CustomClassHolder {
-  std::vector<int64_t> activations;
-  std::vector<double> slopes;
-  std::vector<int64_t> tails;
-  at::Tensor noise;           // on its way to what is saved
-  std::vector<bool> needs;    // of input, weights…, biases…
-  std::vector<bool> checked;  // of input, weights…: which ones went through save_for_backward
-  std::vector<at::Tensor>
-      unchecked;  // input, weights…, biases…; undefined where checked, or where there is no bias
-  std::vector<int64_t> versions;  // of the unchecked ones
+  std::vector<int64_t> numbers;
+  std::vector<double> constants;
+  Program program;
+  Needs needs;                        // of input, operands…
+  Needs checked;                      // likewise: which ones went through save_for_backward
+  std::vector<at::Tensor> unchecked;  // input, operands…; undefined where checked
+  std::vector<int64_t> versions;      // of the unchecked ones
 
-  size_t layers() const { return activations.size(); }
-  int64_t tail(size_t l) const { return tails.empty() ? 0 : tails[l]; }
   bool reads_output() const {
-    return saves_output(static_cast<Activation>(activations.back())) && tail(layers() - 1) == 0;
+    const LayerOps& last = program.layers.back();
+    return saves_output(last.activation) && last.is_output_activated();
   }
 };
 
 class MLPFunction : public torch::autograd::Function<MLPFunction> {
  public:
-  // tensors: input, weights…, and of the biases those that there are.
+  // tensors: input, operands…
   static at::Tensor forward(AutogradContext* ctx, at::TensorList tensors,
-                            const OptionalTensors& biases, const c10::intrusive_ptr<Call>& call) {
-    const size_t layers = call->layers();
+                            const c10::intrusive_ptr<Call>& call) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, saved] =
-        mlp_forward(tensors[0], tensors.slice(1, layers), biases, call->activations, call->slopes,
-                    call->needs, call->noise, call->tails);
-
-    variable_list kept{saved, std::move(call->noise)};
+        mlp_forward(tensors[0], tensors.slice(1), call->numbers, call->constants, call->needs);
+    variable_list kept{saved};
     if (call->reads_output()) kept.push_back(output);
-    const auto keep = [&](size_t i, const at::Tensor& tensor) {
-      if (i <= layers && call->checked[i]) {
-        kept.push_back(tensor);
+    call->unchecked.resize(tensors.size());
+    call->versions.resize(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (call->checked[i]) {
+        kept.push_back(tensors[i]);
       } else {
-        call->unchecked[i] = tensor;
-        call->versions[i] = version(tensor);
+        call->unchecked[i] = tensors[i];
+        call->versions[i] = version(tensors[i]);
       }
-    };
-    call->unchecked.resize(1 + 2 * layers);
-    call->versions.resize(1 + 2 * layers);
-    for (size_t i = 0; i <= layers; ++i) keep(i, tensors[i]);
-    for (size_t l = 0; l < layers; ++l) {
-      const std::optional<at::Tensor> bias = biases.get(l);
-      if (bias) keep(1 + layers + l, *bias);
     }
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["call"] = at::IValue::make_capsule(call);
@@ -127,43 +62,33 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto holder = ctx->saved_data["call"].toCapsule();
     const Call& call = static_cast<const Call&>(*holder);
-    const size_t layers = call.layers();
-    variable_list tensors = call.unchecked, result;
-    // Which gradients are wanted now: of those that forward foresaw. Their places among forward's
-    // arguments leave no room for a bias that is not there.
-    std::vector<bool> needs(call.needs.size());
-    std::vector<size_t> place(call.needs.size());
-    for (size_t i = 0; i < needs.size(); ++i) {
-      place[i] = result.size();
-      const bool present = i <= layers || tensors[i].defined();
-      needs[i] = present && call.needs[i] && ctx->needs_input_grad(place[i]);
-      if (present) result.emplace_back();
-    }
-    result.resize(result.size() + 2);  // two more arguments of forward that are no tensors
+    const size_t count = call.needs.size();
+    variable_list result(count + 1);  // and one more argument of forward that is no tensor
     if (!grads[0].defined()) return result;
+    Needs needs(count);  // which are wanted now: of those that forward foresaw
+    for (size_t i = 0; i < count; ++i) needs[i] = call.needs[i] && ctx->needs_input_grad(i);
 
     const variable_list kept = ctx->get_saved_variables();
     size_t next = 0;
     const at::Tensor saved = kept[next++];
-    const at::Tensor noise = kept[next++];
     const at::Tensor output =
         call.reads_output() ? kept[next++] : grads[0];  // of its shape, and not read
-    for (size_t i = 0; i <= layers; ++i) {
+    variable_list tensors = call.unchecked;
+    for (size_t i = 0; i < count; ++i) {
       if (call.checked[i]) tensors[i] = kept[next++];
     }
     variable_list gradients;
     if (at::GradMode::is_enabled()) {
       check_versions(call);
-      gradients = differentiable(call, grads[0], tensors, noise, needs);
+      gradients = differentiable(call.program, grads[0], tensors, needs);
     } else {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      gradients =
-          mlp_backward(grads[0], tensors[0], at::TensorList(tensors.data() + 1, layers), output,
-                       saved, call.activations, call.slopes, call.needs, needs, noise, call.tails);
+      gradients = mlp_backward(grads[0], tensors[0], at::TensorList(tensors).slice(1), output,
+                               saved, call.numbers, call.constants, call.needs, needs);
     }
     next = 0;
-    for (size_t i = 0; i < needs.size(); ++i) {
-      if (needs[i]) result[place[i]] = gradients[next++];
+    for (size_t i = 0; i < count; ++i) {
+      if (needs[i]) result[i] = gradients[next++];
     }
     return result;
   }
@@ -185,93 +110,55 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
     }
   }
 
-  // The gradients as torch operations that can be differentiated again (create_graph=True): the
-  // activations are computed anew, since those that forward saved stand outside of the graph.
-  static variable_list differentiable(const Call& call, const at::Tensor& grad_output,
-                                      const variable_list& tensors, const at::Tensor& noise,
-                                      const std::vector<bool>& needs) {
-    const size_t layers = call.layers();
-    const at::Tensor& input = tensors[0];
-    const int64_t batch = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
-    // Sums, activations, what dropout multiplies them by, and each layer's input (x[l + 1] is the
-    // output of layer l).
-    variable_list z(layers), y(layers), factor(layers), x(layers + 1);
-    x[0] = input.reshape({batch, input.size(-1)});
-    int64_t begin = 0;
-    for (size_t l = 0; l < layers; ++l) {
-      const at::Tensor& bias = tensors[1 + layers + l];
-      z[l] = at::linear(x[l], tensors[1 + l],
-                        bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
-      y[l] = activate(static_cast<Activation>(call.activations[l]), z[l], call.slopes[l]);
-      x[l + 1] = y[l];
-      if (call.tail(l) & kNoise) {
-        factor[l] = noise.narrow(0, begin, y[l].numel()).view(y[l].sizes());
-        begin += y[l].numel();
-        x[l + 1] = x[l + 1] * factor[l];
-      }
-      if (call.tail(l) & kSkip) x[l + 1] = x[l + 1] + x[l];
+  // The gradients as torch operations that can be differentiated again (create_graph=True): torch's
+  // own of the plain network, which is computed anew. Of aliases, so that the way from one operand
+  // to another, which the graph behind them may have, is not gone here.
+  static variable_list differentiable(const Program& program, const at::Tensor& grad_output,
+                                      const variable_list& tensors, const Needs& needs) {
+    variable_list aliases, wanted;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      aliases.push_back(needs[i] ? at::alias(tensors[i]) : tensors[i]);
+      if (needs[i]) wanted.push_back(aliases.back());
     }
-    variable_list weight_gradients, bias_gradients;
-    at::Tensor grad = grad_output.reshape(x[layers].sizes());
-    for (size_t l = layers; l-- > 0;) {
-      const at::Tensor skipped = grad;
-      if (factor[l].defined()) grad = grad * factor[l];
-      grad = derive(static_cast<Activation>(call.activations[l]), grad, z[l], y[l], call.slopes[l]);
-      if (needs[1 + l]) weight_gradients.push_back(grad.t().matmul(x[l]));
-      if (needs[1 + layers + l]) bias_gradients.push_back(grad.sum(0));
-      if (l == 0 && !needs[0]) break;
-      grad = grad.matmul(tensors[1 + l]);
-      if (call.tail(l) & kSkip) grad = grad + skipped;
-    }
-    variable_list gradients;
-    if (needs[0]) gradients.push_back(grad.reshape(input.sizes()));
-    gradients.insert(gradients.end(), weight_gradients.rbegin(), weight_gradients.rend());
-    gradients.insert(gradients.end(), bias_gradients.rbegin(), bias_gradients.rend());
-    return gradients;
+    const Arguments arguments{aliases[0], at::TensorList(aliases).slice(1), program};
+    return torch::autograd::grad({plain(arguments)}, wanted, {grad_output}, std::nullopt, true);
   }
 };
 
-at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList weights,
-                        const OptionalTensors& biases, at::IntArrayRef activations,
-                        at::ArrayRef<double> slopes, const std::optional<at::Tensor>& noise,
-                        at::IntArrayRef tails) {
-  const size_t layers = weights.size();
-  TORCH_CHECK(!noise || !noise->requires_grad(),
-              "fastmlp: expected noise that requires no gradient");
-  std::vector<bool> needs;
-  // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
-  if (at::GradMode::is_enabled() && layers > 0 && biases.size() == layers &&
-      (tails.empty() || tails.size() == layers)) {
+at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList operands, at::IntArrayRef numbers,
+                        at::ArrayRef<double> constants) {
+  Needs needs;
+  if (at::GradMode::is_enabled()) {
     needs.push_back(input.requires_grad());
-    for (const at::Tensor& weight : weights) needs.push_back(weight.requires_grad());
-    for (const std::optional<at::Tensor>& bias : biases)
-      needs.push_back(bias && bias->requires_grad());
+    for (const at::Tensor& operand : operands) needs.push_back(operand.requires_grad());
   }
-  const auto first = std::find(needs.begin(), needs.end(), true);
-  if (first == needs.end()) {
+  if (std::find(needs.begin(), needs.end(), true) == needs.end()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {},
-                                   noise.value_or(at::Tensor()), tails));
-  }
-  variable_list tensors{input};
-  tensors.insert(tensors.end(), weights.begin(), weights.end());
-  for (const std::optional<at::Tensor>& bias : biases) {
-    if (bias) tensors.push_back(*bias);
+    return std::get<0>(mlp_forward(input, operands, numbers, constants, {}));
   }
   auto call = c10::make_intrusive<Call>();
-  call->activations = activations.vec();
-  call->slopes = slopes.vec();
-  call->tails = tails.vec();
-  call->noise = noise.value_or(at::Tensor());
+  call->numbers = numbers.vec();
+  call->constants = constants.vec();
+  call->program = decode(numbers, constants);
   call->needs = needs;
-  // As eager: the input for its weight's gradient, a weight for its input's gradient.
-  call->checked.push_back(needs[1]);
-  bool below = needs[0];
-  for (size_t l = 0; l < layers; ++l) {
-    call->checked.push_back(below);
-    below = below || needs[1 + l] || needs[1 + layers + l];
+  // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
+  call->checked = Needs(needs.size(), false);
+  if (call->program.operands == static_cast<int>(operands.size())) {
+    // As eager: the input for its weight's gradient, a weight for its input's gradient.
+    bool below = needs[0];
+    for (int64_t l = 0; l < call->program.layers.size(); ++l) {
+      const LayerOps& layer = call->program.layers[l];
+      TORCH_CHECK(layer.noise < 0 || !needs[1 + layer.noise],
+                  "fastmlp: expected noise that requires no gradient");
+      if (l == 0) call->checked[0] = needs[1 + layer.weight];
+      call->checked[1 + layer.weight] = below;
+      if (layer.noise >= 0) call->checked[1 + layer.noise] = true;
+      below = below || needs[1 + layer.weight] || (layer.bias >= 0 && needs[1 + layer.bias]);
+    }
   }
-  return MLPFunction::apply(at::TensorList(tensors), biases, call);
+  variable_list tensors{input};
+  tensors.insert(tensors.end(), operands.begin(), operands.end());
+  return MLPFunction::apply(at::TensorList(tensors), call);
 }
 
 }  // namespace

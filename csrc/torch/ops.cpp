@@ -1,198 +1,188 @@
-// Every operator's schema on one screen, and its CPU implementation: allocation and the call of the
-// kernels.
+// Every operator's schema on one screen, and its implementation for any backend: checks, allocation
+// and the backend's call.
 #include "torch/ops.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include "torch/memory.h"
-#include "torch/passes.h"
-#include "torch/problem.h"
+#include "network/saved.h"
+#include "torch/lower.h"
 
 TORCH_LIBRARY(fastmlp, m) {
-  // The network, differentiable. activations, slopes and tails hold one number a layer (mlp.h);
-  // noise: what dropout multiplies by, for one layer after the other, without a gradient.
+  // The network that program, constants and operands are (network/program.h), differentiable.
+  m.def("mlp(Tensor input, Tensor[] operands, int[] program, float[] constants) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  // Beneath autograd. needs: which of input, operands… will want a gradient, or an empty list for
+  // none; saved: one flat tensor of the activations that backward reads for them.
   m.def(
-      "mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes, "
-      "Tensor? noise=None, int[] tails=[]) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
-  // Beneath autograd. needs: which of input, weights…, biases… will want a gradient, 1 + 2·layers
-  // of them, or an empty list for none; saved: one flat tensor of the activations that backward
-  // reads for them.
-  m.def(
-      "mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] "
-      "slopes, bool[] needs, Tensor? noise=None, int[] tails=[])"
+      "mlp_forward(Tensor input, Tensor[] operands, int[] program, float[] constants, bool[] needs)"
       " -> (Tensor output, Tensor saved)",
       {at::Tag::pt2_compliant_tag});
-  // The gradients that needs tells, in that order. kept: what mlp_forward was given as needs, and
-  // all that needs may ask for.
+  // The gradients that needs tells, in that order. foreseen: what mlp_forward was given as needs,
+  // and all that needs may ask for.
   m.def(
-      "mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor output, Tensor "
-      "saved, int[] activations,"
-      " float[] slopes, bool[] kept, bool[] needs, Tensor? noise=None, int[] tails=[]) -> Tensor[]",
+      "mlp_backward(Tensor grad_output, Tensor input, Tensor[] operands, Tensor output, Tensor "
+      "saved, int[] program, float[] constants, bool[] foreseen, bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
 }
 
 namespace fastmlp {
-
 namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
-OptionalTensor as_optional(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
-}  // namespace
-
-at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-               at::IntArrayRef activations, at::ArrayRef<double> slopes, const at::Tensor& noise,
-               at::IntArrayRef tails) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fastmlp::mlp", "")
-          .typed<at::Tensor(const at::Tensor&, at::TensorList, const OptionalTensors&,
-                            at::IntArrayRef, at::ArrayRef<double>, const OptionalTensor&,
-                            at::IntArrayRef)>();
-  return op.call(input, weights, biases, activations, slopes, as_optional(noise), tails);
-}
-
-static c10::List<bool> as_list(const std::vector<bool>& flags) {
+c10::List<bool> as_list(const Needs& flags) {
   c10::List<bool> list;
   list.reserve(flags.size());
   for (const bool flag : flags) list.push_back(flag);
   return list;
 }
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights,
-                                               const OptionalTensors& biases,
-                                               at::IntArrayRef activations,
-                                               at::ArrayRef<double> slopes,
-                                               const std::vector<bool>& needs,
-                                               const at::Tensor& noise, at::IntArrayRef tails) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fastmlp::mlp_forward", "")
-          .typed<std::tuple<at::Tensor, at::Tensor>(
-              const at::Tensor&, at::TensorList, const OptionalTensors&, at::IntArrayRef,
-              at::ArrayRef<double>, c10::List<bool>, const OptionalTensor&, at::IntArrayRef)>();
-  return op.call(input, weights, biases, activations, slopes, as_list(needs), as_optional(noise),
-                 tails);
+Needs as_needs(const c10::List<bool>& list) {
+  Needs needs;
+  for (const bool flag : list) needs.push_back(flag);
+  return needs;
+}
+
+}  // namespace
+
+Program decode(at::IntArrayRef program, at::ArrayRef<double> constants) {
+  return decode(program.data(), static_cast<int64_t>(program.size()), constants.data(),
+                static_cast<int64_t>(constants.size()));
+}
+
+at::Tensor mlp(const at::Tensor& input, at::TensorList operands, at::IntArrayRef program,
+               at::ArrayRef<double> constants) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastmlp::mlp", "")
+                             .typed<at::Tensor(const at::Tensor&, at::TensorList, at::IntArrayRef,
+                                               at::ArrayRef<double>)>();
+  return op.call(input, operands, program, constants);
+}
+
+std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList operands,
+                                               at::IntArrayRef program,
+                                               at::ArrayRef<double> constants, const Needs& needs) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastmlp::mlp_forward", "")
+                             .typed<std::tuple<at::Tensor, at::Tensor>(
+                                 const at::Tensor&, at::TensorList, at::IntArrayRef,
+                                 at::ArrayRef<double>, c10::List<bool>)>();
+  return op.call(input, operands, program, constants, as_list(needs));
 }
 
 std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                     at::TensorList weights, const at::Tensor& output,
-                                     const at::Tensor& saved, at::IntArrayRef activations,
-                                     at::ArrayRef<double> slopes, const std::vector<bool>& kept,
-                                     const std::vector<bool>& needs, const at::Tensor& noise,
-                                     at::IntArrayRef tails) {
+                                     at::TensorList operands, const at::Tensor& output,
+                                     const at::Tensor& saved, at::IntArrayRef program,
+                                     at::ArrayRef<double> constants, const Needs& foreseen,
+                                     const Needs& needs) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastmlp::mlp_backward", "")
           .typed<std::vector<at::Tensor>(const at::Tensor&, const at::Tensor&, at::TensorList,
                                          const at::Tensor&, const at::Tensor&, at::IntArrayRef,
-                                         at::ArrayRef<double>, c10::List<bool>, c10::List<bool>,
-                                         const OptionalTensor&, at::IntArrayRef)>();
-  return op.call(grad_output, input, weights, output, saved, activations, slopes, as_list(kept),
-                 as_list(needs), as_optional(noise), tails);
+                                         at::ArrayRef<double>, c10::List<bool>, c10::List<bool>)>();
+  return op.call(grad_output, input, operands, output, saved, program, constants, as_list(foreseen),
+                 as_list(needs));
 }
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> run_forward(const Arguments& arguments, const Needs& needs) {
-  check(arguments);
-  check_needs(arguments.weights.size(), needs);
-  const at::Tensor& input = arguments.input;
-  at::DimVector sizes(input.sizes());
-  sizes.back() = arguments.weights.back().size(0);
-  const at::Tensor output = uninitialized(sizes, input.scalar_type());
-  const SavedLayout layout = saved_layout(arguments, needs);
-  const at::Tensor saved = uninitialized({layout.elements}, input.scalar_type());
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    Operands operands;
-    Forward<T> problem = make_forward<T>(arguments, operands);
-    place_saved<T>(problem, layout, saved_data<T>(saved), output.mutable_data_ptr<T>());
-    cpu::ForwardPass<T> pass(problem, max_threads());
-    run_pass(pass, input.scalar_type());
-  };
-  input.scalar_type() == at::kFloat ? run(float()) : run(double());
-  return {output, saved};
+struct Outputs {
+  at::Tensor output, saved;
+};
+
+Outputs run_forward(const Arguments& arguments, const Needs& needs) {
+  const Backend& backend = check(arguments);
+  check_needs(arguments, needs);
+  Lowered lowered = lower(arguments);
+  set_gradients(arguments.program, needs, lowered.spec);
+  const at::ScalarType dtype = arguments.input.scalar_type();
+  at::DimVector sizes(arguments.input.sizes());
+  sizes.back() = lowered.spec.layers.back().out_features;
+  Outputs result{backend.allocate(sizes, dtype), {}};
+  if (!needs.empty()) {
+    keep_for_gradients(lowered.spec);
+    result.saved = backend.allocate({saved_elements(lowered.spec)}, dtype);
+    place_saved(lowered.spec, result.saved.mutable_data_ptr(), lowered.memory);
+  } else {
+    lowered.spec.layers.back().keeps_output = true;
+  }
+  lowered.memory.layers.back().output = result.output.mutable_data_ptr();
+  backend.forward(lowered.spec, lowered.memory);
+  return result;
 }
 
-std::tuple<at::Tensor, at::Tensor> mlp_forward_cpu(
-    const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-    at::IntArrayRef activations, at::ArrayRef<double> slopes, c10::List<bool> needs,
-    const OptionalTensor& noise, at::IntArrayRef tails) {
-  const std::vector<std::optional<at::Tensor>> bias_list(biases.begin(), biases.end());
-  return run_forward(
-      {input, weights, bias_list, activations, slopes, noise.value_or(at::Tensor()), tails},
-      Needs(needs.begin(), needs.end()));
+std::tuple<at::Tensor, at::Tensor> forward_operator(const at::Tensor& input,
+                                                    at::TensorList operands,
+                                                    at::IntArrayRef numbers,
+                                                    at::ArrayRef<double> constants,
+                                                    c10::List<bool> needs) {
+  const Program program = decode(numbers, constants);
+  const Arguments arguments{input, operands, program};
+  Outputs result = run_forward(arguments, as_needs(needs));
+  if (!result.saved.defined()) result.saved = check(arguments).allocate({0}, input.scalar_type());
+  return {result.output, result.saved};
 }
 
-std::vector<at::Tensor> mlp_backward_cpu(const at::Tensor& grad_output, const at::Tensor& input,
-                                         at::TensorList weights, const at::Tensor& output,
-                                         const at::Tensor& saved, at::IntArrayRef activations,
-                                         at::ArrayRef<double> slopes, c10::List<bool> kept_list,
-                                         c10::List<bool> need_list, const OptionalTensor& noise,
-                                         at::IntArrayRef tails) {
-  const size_t layers = weights.size();
-  const std::vector<std::optional<at::Tensor>> no_biases(layers);
-  const Arguments arguments{
-      input, weights, no_biases, activations, slopes, noise.value_or(at::Tensor()), tails};
-  check(arguments);
-  const Needs kept(kept_list.begin(), kept_list.end()), needs(need_list.begin(), need_list.end());
-  check_backward(arguments, grad_output, output, saved, kept, needs);
-  if (first_layer(layers, needs) == static_cast<int64_t>(layers)) return {};
+std::vector<at::Tensor> backward_operator(const at::Tensor& grad_output, const at::Tensor& input,
+                                          at::TensorList operands, const at::Tensor& output,
+                                          const at::Tensor& saved, at::IntArrayRef numbers,
+                                          at::ArrayRef<double> constants,
+                                          c10::List<bool> foreseen_list,
+                                          c10::List<bool> need_list) {
+  const Program program = decode(numbers, constants);
+  const Arguments arguments{input, operands, program};
+  const Backend& backend = check(arguments);
+  const Needs foreseen = as_needs(foreseen_list), needs = as_needs(need_list);
+  check_needs(arguments, foreseen);
+  check_needs(arguments, needs);
+  Lowered lowered = lower(arguments);
+  NetworkSpec& spec = lowered.spec;
+  // What lies where in `saved` depends on what forward foresaw, the rest on what is wanted now.
+  set_gradients(program, foreseen, spec);
+  if (!foreseen.empty()) keep_for_gradients(spec);
+  check_backward(arguments, grad_output, output, saved, saved_elements(spec), foreseen, needs);
+  place_saved(spec, const_cast<void*>(saved.const_data_ptr()), lowered.memory);  // only read
+  for (LayerSpec& layer : spec.layers) layer.weight_gradient = layer.bias_gradient = Gradient::none;
+  spec.head.input_gradient = 0;
+  set_gradients(program, needs, spec);
+  if (spec.first_trained() == spec.layers.size()) return {};
+
   const at::Tensor grad_rows = as_rows(grad_output), output_rows = as_rows(output);
-  const SavedLayout layout = saved_layout(arguments, kept);
+  spec.head.grad_output_stride = grad_rows.stride(0);
+  lowered.memory.grad_output = grad_rows.const_data_ptr();
+  lowered.memory.layers.back().output = const_cast<void*>(output_rows.const_data_ptr());
+  // In the order of needs, which is that of the operands.
   std::vector<at::Tensor> gradients;
-  const auto run = [&](auto zero) {
-    using T = decltype(zero);
-    Operands operands;
-    Backward<T> problem;
-    problem.forward = make_forward<T>(arguments, operands);
-    // Backward only reads them.
-    place_saved<T>(problem.forward, layout, saved_data<T>(saved),
-                   const_cast<T*>(output_rows.const_data_ptr<T>()));
-    problem.grad_output = grad_rows.const_data_ptr<T>();
-    problem.grad_output_stride = grad_rows.stride(0);
-    problem.gradients.resize(layers);
-    const auto allocate = [&](size_t i, at::IntArrayRef sizes) -> T* {
-      if (!needs[i]) return nullptr;
-      gradients.push_back(uninitialized(sizes, input.scalar_type()));
-      return gradients.back().mutable_data_ptr<T>();
-    };
-    problem.grad_input = allocate(0, input.sizes());
-    for (size_t l = 0; l < layers; ++l)
-      problem.gradients[l].weight = allocate(1 + l, weights[l].sizes());
-    for (size_t l = 0; l < layers; ++l)
-      problem.gradients[l].bias = allocate(1 + layers + l, weights[l].sizes().slice(0, 1));
-    cpu::BackwardPass<T> pass(problem, max_threads());
-    run_pass(pass, input.scalar_type());
+  const auto allocate = [&](int64_t place, const at::Tensor& like) -> void* {
+    if (!needs[place]) return nullptr;
+    gradients.push_back(backend.allocate(like.sizes(), input.scalar_type()));
+    return gradients.back().mutable_data_ptr();
   };
-  input.scalar_type() == at::kFloat ? run(float()) : run(double());
+  lowered.memory.grad_input = allocate(0, input);
+  for (int64_t l = 0; l < spec.layers.size(); ++l) {
+    const LayerOps& ops = program.layers[l];
+    LayerMemory& memory = lowered.memory.layers[l];
+    memory.weight_gradient = allocate(1 + ops.weight, operands[ops.weight]);
+    if (ops.bias >= 0) memory.bias_gradient = allocate(1 + ops.bias, operands[ops.bias]);
+  }
+  backend.backward(spec, lowered.memory);
   return gradients;
 }
 
-at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList weights,
-                                const OptionalTensors& biases, at::IntArrayRef activations,
-                                at::ArrayRef<double> slopes, const OptionalTensor& noise,
-                                at::IntArrayRef tails) {
-  return std::get<0>(mlp_forward(input, weights, biases, activations, slopes, {},
-                                 noise.value_or(at::Tensor()), tails));
+at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList operands,
+                                at::IntArrayRef program, at::ArrayRef<double> constants) {
+  return std::get<0>(mlp_forward(input, operands, program, constants, {}));
 }
 
 }  // namespace
 
-at::Tensor infer(const Arguments& arguments) { return std::get<0>(run_forward(arguments, {})); }
+at::Tensor infer(const Arguments& arguments) { return run_forward(arguments, {}).output; }
 
 }  // namespace fastmlp
 
 TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
-  m.impl("mlp_forward", fastmlp::mlp_forward_cpu);
-  m.impl("mlp_backward", fastmlp::mlp_backward_cpu);
+  m.impl("mlp_forward", fastmlp::forward_operator);
+  m.impl("mlp_backward", fastmlp::backward_operator);
 }
 
 TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {

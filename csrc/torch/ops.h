@@ -2,37 +2,32 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Optional.h>
 
 #include <tuple>
 #include <vector>
 
+#include "torch/check.h"
+
 namespace fastmlp {
 
-using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+// As the schemas in ops.cpp name them.
+at::Tensor mlp(const at::Tensor& input, at::TensorList operands, at::IntArrayRef program,
+               at::ArrayRef<double> constants);
 
-// noise: as Arguments of problem.h has it, undefined for none.
-at::Tensor mlp(const at::Tensor& input, at::TensorList weights, const OptionalTensors& biases,
-               at::IntArrayRef activations, at::ArrayRef<double> slopes, const at::Tensor& noise,
-               at::IntArrayRef tails);
-
-std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList weights,
-                                               const OptionalTensors& biases,
-                                               at::IntArrayRef activations,
-                                               at::ArrayRef<double> slopes,
-                                               const std::vector<bool>& needs,
-                                               const at::Tensor& noise, at::IntArrayRef tails);
+std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList operands,
+                                               at::IntArrayRef program,
+                                               at::ArrayRef<double> constants, const Needs& needs);
 
 std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Tensor& input,
-                                     at::TensorList weights, const at::Tensor& output,
-                                     const at::Tensor& saved, at::IntArrayRef activations,
-                                     at::ArrayRef<double> slopes, const std::vector<bool>& kept,
-                                     const std::vector<bool>& needs, const at::Tensor& noise,
-                                     at::IntArrayRef tails);
+                                     at::TensorList operands, const at::Tensor& output,
+                                     const at::Tensor& saved, at::IntArrayRef program,
+                                     at::ArrayRef<double> constants, const Needs& foreseen,
+                                     const Needs& needs);
 
 // mlp() without gradients and past the dispatcher, whose lists cost more than a small network: for
-// plain CPU tensors where no mode is active.
-struct Arguments;
+// plain tensors where no mode is active.
 at::Tensor infer(const Arguments& arguments);
+
+Program decode(at::IntArrayRef program, at::ArrayRef<double> constants);
 
 }  // namespace fastmlp

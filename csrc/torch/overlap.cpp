@@ -31,6 +31,12 @@ bool Spans::are_apart() {
   return true;
 }
 
+bool Spans::meets(const at::Tensor& tensor) const {
+  const Span other = span(tensor);
+  return std::any_of(entries_.begin(), entries_.end(),
+                     [&](const Entry& one) { return one.meets(other); });
+}
+
 bool Spans::writes(const at::Tensor& tensor) const {
   const Span other = span(tensor);
   return std::any_of(entries_.begin(), entries_.end(),

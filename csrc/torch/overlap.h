@@ -24,7 +24,8 @@ class Spans {
   void add(const at::Tensor& tensor, bool written);
   bool are_apart();  // whether none does
 
-  // Whether a tensor meets one that is written.
+  // Whether a tensor meets one of them, or one that is written.
+  bool meets(const at::Tensor& tensor) const;
   bool writes(const at::Tensor& tensor) const;
 
  private:

@@ -4,22 +4,14 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
 
-#include "cpu/product/matrix.h"
-#include "cpu/pass/loss.h"
-#include "torch/dropout.h"
+#include "torch/lower.h"
+#include "torch/noise.h"
 #include "torch/overlap.h"
-#include "torch/passes.h"
 
 namespace fastmlp {
 namespace {
-
-// The loss's operands as the kernels read them, and what keeps their memory.
-struct LossOperands {
-  c10::SmallVector<int64_t, 64> classes;
-  at::Tensor target, weight, positive_weight;
-};
 
 // A dense tensor on the CPU whose memory holds its values: what a lazy view only promises to
 // compute is computed.
@@ -47,75 +39,95 @@ at::Tensor expanded(const char* name, const std::optional<at::Tensor>& tensor,
   return materialized(name, *tensor).to(dtype).expand(sizes).contiguous();
 }
 
-LossOperands loss_operands(const LossOptions& options, const at::Tensor& given,
-                           at::IntArrayRef sizes, at::ScalarType dtype) {
-  LossOperands operands;
-  const at::Tensor target = materialized("target", given);
-  const int64_t batch = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
-  const int64_t features = sizes.back();
-  const bool crosses = options.kind == LossKind::cross_entropy ||
-                       options.kind == LossKind::cross_entropy_probabilities;
-  // torch takes dimension 1 for the classes, a layer's outputs are the last.
-  TORCH_CHECK_VALUE(!crosses || sizes.size() <= 2,
-                    "fastmlp.TrainStep: CrossEntropyLoss takes a model output of one or two "
-                    "dimensions here, got shape ",
-                    sizes);
-  TORCH_CHECK(options.label_smoothing >= 0 && options.label_smoothing <= 1,
-              "label_smoothing must be between 0.0 and 1.0. Got: ", options.label_smoothing);
-  TORCH_CHECK(options.kind != LossKind::cross_entropy_probabilities || options.ignore_index < 0,
+// The loss's operands as the kernels read them, and what keeps their memory.
+struct LossOperands {
+  c10::SmallVector<int64_t, 64> classes;
+  at::Tensor target, operands[kMostLossOperands];
+};
+
+// Of the classes, which are places in memory: what is checked is what is used.
+void check_classes(const int64_t* begin, int64_t count, int64_t ignore_index, int64_t features) {
+  for (const int64_t* label = begin; label != begin + count; ++label) {
+    TORCH_CHECK_INDEX(*label == ignore_index || (*label >= 0 && *label < features), "Target ",
+                      *label, " is out of bounds.");
+  }
+}
+
+// Its kind among those of its name.
+int kind_for(const LossArguments& loss, const at::Tensor& target) {
+  const auto& all = losses();
+  const int next = loss.kind + 1;
+  const bool has_two =
+      next < static_cast<int>(all.size()) && std::strcmp(all[next].name, all[loss.kind].name) == 0;
+  return has_two && at::isFloatingType(target.scalar_type()) ? next : loss.kind;
+}
+
+// What does not depend on the batch.
+Loss begin_loss(const LossArguments& arguments, const at::Tensor& target) {
+  Loss loss;
+  loss.kind = kind_for(arguments, target);
+  loss.reduction = arguments.reduction;
+  loss.ignore_index = arguments.ignore_index;
+  std::copy_n(arguments.options, kMostLossOptions, loss.options);
+  const LossInfo& info = losses()[loss.kind];
+  for (int i = 0; i < kMostLossOptions && info.options[i].name; ++i) {
+    TORCH_CHECK(std::strcmp(info.options[i].name, "label_smoothing") != 0 ||
+                    (loss.options[i] >= 0 && loss.options[i] <= 1),
+                "label_smoothing must be between 0.0 and 1.0. Got: ", loss.options[i]);
+  }
+  TORCH_CHECK(!(info.per_row && info.target == Target::like_output) || loss.ignore_index < 0,
               "ignore_index is not supported for floating point target");
-  if (options.kind == LossKind::cross_entropy) {
+  return loss;
+}
+
+// The tensors of the loss module for an output of these sizes.
+void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::ScalarType dtype,
+                   Loss& loss, LossOperands& operands) {
+  const LossInfo& info = losses()[loss.kind];
+  const int64_t features = sizes.back();
+  for (int i = 0; i < kMostLossOperands; ++i) {
+    const auto& tensor = arguments.operands[i];
+    if (!tensor) continue;
+    const bool per_class = info.operands[i].per_class;
+    TORCH_CHECK(!per_class || (tensor->dim() == 1 && tensor->numel() == features),
+                "weight tensor should be defined either for all ", features,
+                " classes or no classes but got weight tensor of shape: ", tensor->sizes());
+    operands.operands[i] =
+        expanded("loss's operand", tensor, per_class ? at::IntArrayRef(features) : sizes, dtype);
+    loss.operands[i] = operands.operands[i].const_data_ptr();
+  }
+}
+
+void take_target(const at::Tensor& given, at::IntArrayRef sizes, at::ScalarType dtype, Loss& loss,
+                 LossOperands& operands) {
+  const at::Tensor target = materialized("target", given);
+  if (losses()[loss.kind].target == Target::classes) {
     check_shape("class targets", target, sizes.slice(0, sizes.size() - 1));
     TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kByte,
                 "expected scalar type Long or Byte for class targets, got ", target.scalar_type());
-    // A copy, and the copy is checked: another thread may write to the caller's while no lock is
-    // held, and classes are places in memory.
+    // A copy: another thread may write to the caller's while no lock is held.
     const at::Tensor classes = target.to(at::kLong).contiguous();
     const int64_t* const from = classes.const_data_ptr<int64_t>();
-    operands.classes.assign(from, from + batch);
-    for (const int64_t label : operands.classes) {
-      TORCH_CHECK_INDEX(label == options.ignore_index || (label >= 0 && label < features),
-                        "Target ", label, " is out of bounds.");
-    }
+    operands.classes.assign(from, from + classes.numel());
+    check_classes(operands.classes.data(), classes.numel(), loss.ignore_index, sizes.back());
+    loss.classes = operands.classes.data();
   } else {
     check_shape("targets", target, sizes);
     TORCH_CHECK(at::isFloatingType(target.scalar_type()),
                 "fastmlp.TrainStep: expected floating point targets, got ", target.scalar_type());
     operands.target = target.to(dtype).contiguous();
+    loss.target = operands.target.const_data_ptr();
   }
-  if (options.weight) {
-    TORCH_CHECK(!crosses || (options.weight->dim() == 1 && options.weight->numel() == features),
-                "weight tensor should be defined either for all ", features,
-                " classes or no classes but got weight tensor of shape: ", options.weight->sizes());
-    operands.weight = expanded("loss's weight", options.weight,
-                               crosses ? at::IntArrayRef(features) : sizes, dtype);
-  }
-  operands.positive_weight = expanded("loss's pos_weight", options.positive_weight, sizes, dtype);
-  return operands;
 }
 
-template <typename T>
-Update<T> converted(const Update<double>& o) {
-  Update<T> u;
-  u.kind = o.kind;
-  u.first = o.first, u.nesterov = o.nesterov, u.maximize = o.maximize, u.decoupled = o.decoupled;
-  u.lr = o.lr, u.momentum_factor = o.momentum_factor, u.dampening = o.dampening;
-  u.weight_decay = o.weight_decay;
-  u.beta1 = o.beta1, u.beta2 = o.beta2, u.eps = o.eps, u.step = o.step;
-  if (u.kind == OptimizerKind::adam) {
-    u.correction1 = 1 - std::pow(u.beta1, u.step);
-    u.correction2 = std::sqrt(1 - std::pow(u.beta2, u.step));
-  }
-  return u;
+// torch takes dimension 1 for the classes, a layer's outputs are the last.
+void check_output(const Loss& loss, at::IntArrayRef sizes) {
+  TORCH_CHECK_VALUE(!losses()[loss.kind].per_row || sizes.size() <= 2,
+                    "fastmlp.TrainStep: ", losses()[loss.kind].name,
+                    " takes a model output of one or two dimensions here, got shape ", sizes);
 }
 
-const at::Tensor& operand(const Arguments& arguments, size_t index) {
-  const size_t layers = arguments.weights.size();
-  return index < layers ? arguments.weights[index] : *arguments.biases[index - layers];
-}
-
-template <typename T>
-T* state_of(const at::Tensor& state, const at::Tensor& parameter) {
+void* state_of(const at::Tensor& state, const at::Tensor& parameter) {
   if (!state.defined()) return nullptr;
   TORCH_CHECK(state.sizes() == parameter.sizes() && state.layout() == at::kStrided &&
                   state.is_contiguous() && !state.is_neg() && !state._is_zerotensor() &&
@@ -124,24 +136,22 @@ T* state_of(const at::Tensor& state, const at::Tensor& parameter) {
               parameter.sizes(), " and dtype ", parameter.scalar_type(),
               " on the CPU, no lazy view, got shape ", state.sizes(), " and dtype ",
               state.scalar_type(), " on ", state.device());
-  return state.mutable_data_ptr<T>();
+  return state.mutable_data_ptr();
 }
 
 // All the memory that a step writes or keeps between its writes. The passes write a parameter while
 // others still read theirs.
 Spans parameter_memory(const Arguments& arguments, const std::vector<ParameterUpdate>& updates) {
   Spans spans;
-  const size_t layers = arguments.weights.size();
-  c10::SmallVector<bool, 32> trained(2 * layers, false);
+  c10::SmallVector<bool, 32> trained(arguments.operands.size(), false);
   for (const ParameterUpdate& one : updates) {
     trained[one.operand] = true;
-    for (const at::Tensor* tensor :
-         {&operand(arguments, one.operand), &one.momentum, &one.square, &one.square_max, &one.step})
-      spans.add(*tensor, true);
+    spans.add(arguments.operands[one.operand], true);
+    for (const at::Tensor& state : one.states) spans.add(state, true);
+    for (const at::Tensor& scalar : one.scalars) spans.add(scalar, true);
   }
-  for (size_t i = 0; i < 2 * layers; ++i) {
-    if (!trained[i] && (i < layers || arguments.biases[i - layers]))
-      spans.add(operand(arguments, i), false);
+  for (size_t i = 0; i < arguments.operands.size(); ++i) {
+    if (!trained[i]) spans.add(arguments.operands[i], false);
   }
   TORCH_CHECK(spans.are_apart(),
               "fastmlp.TrainStep: layers share a parameter, or two of the parameters and of the "
@@ -150,210 +160,255 @@ Spans parameter_memory(const Arguments& arguments, const std::vector<ParameterUp
   return spans;
 }
 
-// The first layer's weight in the layout for inputs that are mostly one value, from step to step.
-template <typename T>
-struct Keep {
-  KeptWeight<T> weight;
-  at::Tensor memory;
+// Some steps of a network: what is told to the backend, and what belongs to it here.
+class Training {
+ public:
+  Training(const Arguments& arguments, std::vector<ParameterUpdate>& updates, double max_grad_norm,
+           bool is_alone)
+      : arguments_(arguments),
+        updates_(updates),
+        backend_(*backend_of(arguments.input.device().type())),
+        lowered_(lower(arguments)) {
+    StepArguments step;
+    step.network = lowered_.spec;
+    step.memory = lowered_.memory;
+    step.max_grad_norm = max_grad_norm;
+    step.is_alone = is_alone;
+    const Program& program = arguments.program;
+    for (int64_t l = 0; l < program.layers.size(); ++l)
+      step.network.layers[l].noise = program.layers[l].dropout > 0;
+    for (ParameterUpdate& one : updates) {
+      const at::Tensor& parameter = arguments.operands[one.operand];
+      TORCH_CHECK(parameter.is_contiguous(),
+                  "fastmlp.TrainStep: expected contiguous parameters, got one of shape ",
+                  parameter.sizes(), " and strides ", parameter.strides());
+      Update update = one.update;
+      update.elements = parameter.numel();
+      update.parameter = parameter.mutable_data_ptr();
+      for (int s = 0; s < kMostStates; ++s) update.states[s] = state_of(one.states[s], parameter);
+      step.updates.push_back(update);
+      int64_t l = 0;
+      while (program.layers[l].weight != one.operand && program.layers[l].bias != one.operand) ++l;
+      const bool is_bias = program.layers[l].bias == one.operand;
+      step.parameters.push_back({l, is_bias});
+      LayerSpec& layer = step.network.layers[l];
+      (is_bias ? layer.bias_gradient : layer.weight_gradient) = Gradient::written;
+    }
+    sequence_ = backend_.begin_steps(step);
+  }
+
+  // What the steps have changed is told to the caller, and to autograd.
+  ~Training() {
+    for (size_t i = 0; i < updates_.size(); ++i) {
+      updates_[i].update = sequence_->updates()[i];
+      const at::Tensor& parameter = arguments_.operands[updates_[i].operand];
+      if (has_stepped_ && !parameter.is_inference())
+        parameter.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+  Training(const Training&) = delete;
+  Training& operator=(const Training&) = delete;
+
+  const Lowered& lowered() const { return lowered_; }
+  const Backend& backend() const { return backend_; }
+
+  LossResult step(StepBatch& batch) {
+    draw(batch);
+    const LossResult result = sequence_->step(batch);
+    has_stepped_ = true;
+    return result;
+  }
+
+ private:
+  void draw(StepBatch& batch) {
+    const Program& program = arguments_.program;
+    if (!has_dropout(program)) return;
+    const Dtype dtype = lowered_.spec.head.dtype;
+    noise_.resize(program.layers.size());
+    batch.noise.resize(program.layers.size());
+    for (int64_t l = 0; l < program.layers.size(); ++l) {
+      if (program.layers[l].dropout <= 0) continue;
+      const int64_t elements = batch.rows * lowered_.spec.layers[l].out_features;
+      if (!noise_[l].defined() || noise_[l].numel() < elements)
+        noise_[l] = backend_.allocate({elements}, arguments_.input.scalar_type());
+      draw_noise(backend_, dtype, program.layers[l].dropout, elements,
+                 noise_[l].mutable_data_ptr());
+      batch.noise[l] = noise_[l].const_data_ptr();
+    }
+  }
+
+  const Arguments& arguments_;
+  std::vector<ParameterUpdate>& updates_;
+  const Backend& backend_;
+  const Lowered lowered_;
+  std::unique_ptr<StepSequence> sequence_;
+  c10::SmallVector<at::Tensor, 8> noise_;
+  bool has_stepped_ = false;
 };
 
-template <typename T>
-StepResult run(const Arguments& arguments, const at::Tensor& target, const LossOptions& options,
-               const std::vector<ParameterUpdate>& requested, double max_grad_norm, int threads,
-               Keep<T>& keep) {
-  const size_t layers = arguments.weights.size();
-  const at::ScalarType dtype = arguments.input.scalar_type();
+at::DimVector output_sizes(const Arguments& arguments) {
   at::DimVector sizes(arguments.input.sizes());
-  sizes.back() = arguments.weights.back().size(0);
-  const int64_t batch = c10::multiply_integers(at::IntArrayRef(sizes).slice(0, sizes.size() - 1));
-  const int64_t features = sizes.back();
-  const LossOperands operands = loss_operands(options, target, sizes, dtype);
-
-  Needs needs(1 + 2 * layers);
-  std::vector<Update<T>> updates;
-  updates.reserve(requested.size());
-  std::vector<int64_t> offsets;  // of the gradients; -1: not written
-  offsets.reserve(requested.size());
-  int64_t gradient_elements = 0;
-  bool adds_to_weight = false;  // of the first layer
-  for (const ParameterUpdate& one : requested) {
-    const at::Tensor& parameter = operand(arguments, one.operand);
-    TORCH_CHECK(parameter.is_contiguous(),
-                "fastmlp.TrainStep: expected contiguous parameters, got one of shape ",
-                parameter.sizes(), " and strides ", parameter.strides());
-    needs[1 + one.operand] = true;
-    Update<T> update = converted<T>(one.options);
-    update.elements = parameter.numel();
-    update.parameter = parameter.mutable_data_ptr<T>();
-    update.momentum = state_of<T>(one.momentum, parameter);
-    update.square = state_of<T>(one.square, parameter);
-    update.square_max = state_of<T>(one.square_max, parameter);
-    // Without clipping each gradient is used up as soon as it is there, and that of a weight whose
-    // update is plain is never written, unless it is a sum of several parts: each of them would
-    // round the weight anew.
-    const bool written =
-        max_grad_norm > 0 || one.operand >= layers || !update.plain() || batch > cpu::kTileDepth;
-    offsets.push_back(written ? gradient_elements : -1);
-    updates.push_back(update);
-    if (written) gradient_elements += cpu::aligned<T>(parameter.numel());
-    if (!written && one.operand == 0) adds_to_weight = true;
-  }
-
-  const SavedLayout layout = saved_layout(arguments, needs);
-  // Prediction and its gradient, saved activations, gradients: one block.
-  const int64_t outputs = cpu::aligned<T>(batch * features);
-  const int64_t saved = cpu::aligned<T>(layout.elements);
-  const at::Tensor block = uninitialized({2 * outputs + saved + gradient_elements}, dtype);
-  T* const prediction = block.mutable_data_ptr<T>();
-  T* const grad_output = prediction + outputs;
-  T* const gradients = grad_output + outputs + saved;
-
-  Operands forward_operands;
-  Forward<T> forward = make_forward<T>(arguments, forward_operands);
-  place_saved<T>(forward, layout, grad_output + outputs, prediction);
-  if (adds_to_weight) forward.kept = &keep.weight;
-  cpu::ForwardPass<T> forward_pass(forward, threads);
-  if (forward_pass.kept_elements() > 0 && !keep.memory.defined()) {
-    keep.memory = uninitialized({forward_pass.kept_elements()}, dtype);
-    keep.weight.panels = keep.memory.template mutable_data_ptr<T>();
-  }
-  const at::Tensor forward_workspace = run_pass(forward_pass, dtype);
-
-  Loss<T> loss;
-  const auto pointer = [](const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
-  };
-  loss.kind = options.kind, loss.mean = options.mean;
-  loss.batch = batch, loss.features = features;
-  loss.prediction = prediction, loss.gradient = grad_output;
-  loss.target = pointer(operands.target), loss.weight = pointer(operands.weight);
-  loss.positive_weight = pointer(operands.positive_weight);
-  loss.classes = operands.classes.data();
-  loss.ignore_index = options.ignore_index, loss.label_smoothing = options.label_smoothing;
-  const LossResult result = cpu::compute_loss(loss, threads);
-
-  const at::Tensor value = at::empty({}, arguments.input.options());  // before anything is modified
-  if (!updates.empty()) {
-    Backward<T> backward;
-    backward.forward = forward;
-    backward.grad_output = grad_output;
-    backward.grad_output_stride = features;
-    backward.gradients.resize(layers);
-    for (size_t i = 0; i < updates.size(); ++i) {
-      T* const to = offsets[i] < 0 ? nullptr : gradients + offsets[i];
-      updates[i].gradient = to;
-      const size_t operand = requested[i].operand;
-      LayerGradient<T>& gradient = backward.gradients[operand % layers];
-      (operand < layers ? gradient.weight : gradient.bias) = to;
-      if (max_grad_norm > 0) continue;
-      (operand < layers ? gradient.weight_update : gradient.bias_update) = &updates[i];
-    }
-    cpu::BackwardPass<T> backward_pass(backward, threads, &forward_pass);
-    run_pass(backward_pass, dtype);
-    if (max_grad_norm > 0) {
-      const double scale = cpu::clipping_factor(updates, max_grad_norm, threads);
-      cpu::apply(updates, scale, threads);
-    }
-    for (const ParameterUpdate& one : requested) {
-      const at::Tensor& parameter = operand(arguments, one.operand);
-      if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
-    }
-  }
-  *value.mutable_data_ptr<T>() = static_cast<T>(result.loss);
-  return {value, options.kind == LossKind::cross_entropy ? result.correct : -1};
+  sizes.back() = arguments.weight(arguments.program.layers.size() - 1).size(0);
+  return sizes;
 }
 
-// Rows of uint8 as scale·x + shift.
-template <typename T>
-void convert_rows(const Batches& batches, const int64_t* rows, int64_t count, int threads) {
-  cpu::gather<T>(batches.inputs.const_data_ptr<uint8_t>(), batches.inputs.stride(0), rows, count,
-                 batches.inputs.size(1), static_cast<T>(batches.scale),
-                 static_cast<T>(batches.shift), batches.buffer.mutable_data_ptr<T>(), threads);
+// A loss as torch would return it, of the network's dtype.
+double rounded(double loss, at::ScalarType dtype) {
+  return dtype == at::kFloat ? static_cast<double>(static_cast<float>(loss)) : loss;
 }
 
-LossOptions for_target(const LossOptions& loss, const at::Tensor& target) {
-  LossOptions options = loss;
-  if (options.kind == LossKind::cross_entropy && at::isFloatingType(target.scalar_type()))
-    options.kind = LossKind::cross_entropy_probabilities;
-  return options;
-}
+// Brings the rows of a data set to the steps, one batch after the other.
+class Feed {
+ public:
+  // apart: whether the data's memory is nothing that the steps write.
+  Feed(const Batches& batches, const LossArguments& arguments, const Training& training, bool apart)
+      : batches_(batches),
+        arguments_(arguments),
+        training_(training),
+        dtype_(batches.buffer.scalar_type()),
+        apart_(apart),
+        order_(batches.order.const_data_ptr<int64_t>()),
+        features_(training.lowered().spec.layers.back().out_features),
+        loss_(begin_loss(arguments, batches.targets)) {
+    const at::Tensor& targets = batches_.targets;
+    const bool has_classes = losses()[loss_.kind].target == Target::classes;
+    copies_target_ = targets.is_contiguous() && targets.layout() == at::kStrided &&
+                     !targets.is_neg() && !targets.is_conj() && !targets._is_zerotensor() &&
+                     (has_classes ? targets.dim() == 1 && (targets.scalar_type() == at::kLong ||
+                                                           targets.scalar_type() == at::kByte)
+                                  : targets.dim() == 2 && targets.size(1) == features_ &&
+                                        targets.scalar_type() == dtype_);
+    if (copies_target_ && !has_classes)
+      operands_.target = training.backend().allocate({batches.size, features_}, dtype_);
+  }
 
-template <typename T>
-void run_all(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& batches,
-             const LossOptions& loss, std::vector<ParameterUpdate>& updates, double max_grad_norm,
-             double* losses, int64_t* correct, int64_t& done) {
-  const bool bytes = batches.inputs.scalar_type() == at::kByte;
-  const int64_t* order = batches.order.const_data_ptr<int64_t>();
-  const LossOptions options = for_target(loss, batches.targets);
-  const int threads = max_threads();  // one number, on which the layout of what is kept depends
-  Keep<T> keep;
-  // Unless a batch is made of the weight itself.
-  const Span weight = span(arguments.weights[0]);
-  const auto meets_weight = [&](const std::optional<at::Tensor>& tensor) {
-    return tensor && span(*tensor).meets(weight);
-  };
-  keep.weight.may_wait = !meets_weight(batches.inputs) && !meets_weight(batches.targets) &&
-                         !meets_weight(loss.weight) && !meets_weight(loss.positive_weight);
-  // Nothing else may read the weight while the steps run; in the end it has to be up to date.
-  struct Flush {
-    Keep<T>& keep;
-    const at::Tensor& weight;
-    int threads;
-    ~Flush() {
-      Layer<T> layer;
-      layer.out_features = weight.size(0), layer.in_features = weight.size(1);
-      cpu::flush(keep.weight, layer, static_cast<T*>(weight.data_ptr()), threads);
+  // The batch that begins at a place of the order.
+  void fill(int64_t begin, StepBatch& batch) {
+    batch.rows = std::min(batches_.size, batches_.order.numel() - begin);
+    const int64_t* const rows = order_ + begin;
+    fill_input(rows, batch);
+    if (batch.rows != operand_rows_) {
+      const int64_t sizes[] = {batch.rows, features_};
+      check_output(loss_, sizes);
+      take_operands(arguments_, sizes, dtype_, loss_, operands_);
+      operand_rows_ = batch.rows;
     }
-  } flush{keep, arguments.weights[0], threads};
-  for (done = 0; done < batches.count();) {
-    const int64_t begin = done * batches.size;
-    const int64_t count = std::min(batches.size, batches.order.numel() - begin);
-    const at::Tensor index = batches.order.narrow(0, begin, count);
-    at::Tensor input = batches.buffer.narrow(0, 0, count);
-    if (bytes) {
-      convert_rows<T>(batches, order + begin, count, threads);
+    batch.loss = loss_;
+    if (copies_target_) {
+      copy_target(rows, batch);
     } else {
-      at::index_select_out(input, batches.inputs, 0, index);
-    }
-    Arguments batch = arguments.with(input);
-    draw_noise(batch, dropouts);
-    check(batch);
-    const StepResult result = run<T>(batch, batches.targets.index_select(0, index), options,
-                                     updates, max_grad_norm, threads, keep);
-    losses[done] = result.loss.template item<double>();
-    correct[done] = result.correct;
-    ++done;
-    for (ParameterUpdate& update : updates) {
-      update.options.first = false;
-      update.options.step += 1;
+      const int64_t sizes[] = {batch.rows, features_};
+      const at::Tensor index = batches_.order.narrow(0, begin, batch.rows);
+      take_target(batches_.targets.index_select(0, index), sizes, dtype_, batch.loss, operands_);
     }
   }
-}
+
+ private:
+  void fill_input(const int64_t* rows, StepBatch& batch) {
+    const at::Tensor& inputs = batches_.inputs;
+    const bool bytes = inputs.scalar_type() == at::kByte;
+    const int64_t stride = inputs.stride(0);
+    if (!bytes && apart_ && are_neighbours(rows, batch.rows)) {
+      batch.input = static_cast<const char*>(inputs.const_data_ptr()) +
+                    rows[0] * stride * inputs.element_size();
+      batch.input_stride = stride;
+      return;
+    }
+    void* const to = batches_.buffer.mutable_data_ptr();
+    const Dtype dtype = training_.lowered().spec.head.dtype;
+    if (bytes) {
+      training_.backend().gather_bytes(dtype, inputs.const_data_ptr<uint8_t>(), stride, rows,
+                                       batch.rows, inputs.size(1), batches_.scale, batches_.shift,
+                                       to);
+    } else {
+      training_.backend().gather(dtype, inputs.const_data_ptr(), stride, rows, batch.rows,
+                                 inputs.size(1), to);
+    }
+    batch.input = to;
+    batch.input_stride = inputs.size(1);
+  }
+
+  static bool are_neighbours(const int64_t* rows, int64_t count) {
+    for (int64_t i = 1; i < count; ++i) {
+      if (rows[i] != rows[i - 1] + 1) return false;
+    }
+    return count > 0;
+  }
+
+  void copy_target(const int64_t* rows, StepBatch& batch) {
+    const at::Tensor& targets = batches_.targets;
+    if (losses()[loss_.kind].target == Target::classes) {
+      operands_.classes.resize(batch.rows);
+      const bool bytes = targets.scalar_type() == at::kByte;
+      const void* const from = targets.const_data_ptr();
+      for (int64_t i = 0; i < batch.rows; ++i) {
+        operands_.classes[i] = bytes ? static_cast<const uint8_t*>(from)[rows[i]]
+                                     : static_cast<const int64_t*>(from)[rows[i]];
+      }
+      check_classes(operands_.classes.data(), batch.rows, loss_.ignore_index, features_);
+      batch.loss.classes = operands_.classes.data();
+      return;
+    }
+    training_.backend().gather(training_.lowered().spec.head.dtype, targets.const_data_ptr(),
+                               features_, rows, batch.rows, features_,
+                               operands_.target.mutable_data_ptr());
+    batch.loss.target = operands_.target.const_data_ptr();
+  }
+
+  const Batches& batches_;
+  const LossArguments& arguments_;
+  const Training& training_;
+  const at::ScalarType dtype_;
+  const bool apart_;
+  const int64_t* const order_;
+  const int64_t features_;
+  Loss loss_;
+  LossOperands operands_;
+  int64_t operand_rows_ = -1;  // of the batches that the operands are expanded for
+  bool copies_target_ = false;
+};
 
 }  // namespace
 
-StepResult train_step(const Arguments& arguments, const at::Tensor& target, const LossOptions& loss,
-                      const std::vector<ParameterUpdate>& updates, double max_grad_norm) {
-  check(arguments);
+StepResult train_step(const Arguments& arguments, const at::Tensor& target,
+                      const LossArguments& loss_arguments, std::vector<ParameterUpdate>& updates,
+                      double max_grad_norm) {
+  check_undrawn(arguments);
   const Spans memory = parameter_memory(arguments, updates);
   // The loss's operands have been read when the first parameter is written; the input is read till
   // the last.
   const at::Tensor input =
       memory.writes(arguments.input) ? arguments.input.clone() : arguments.input;
-  Arguments apart = arguments.with(input);
-  apart.noise = arguments.noise;
-  const LossOptions options = for_target(loss, target);
-  const auto step = [&](auto keep) {
-    return run(apart, target, options, updates, max_grad_norm, max_threads(), keep);
-  };
-  return arguments.input.scalar_type() == at::kFloat ? step(Keep<float>()) : step(Keep<double>());
+  const Arguments apart{input, arguments.operands, arguments.program};
+  const at::DimVector sizes = output_sizes(apart);
+  const at::ScalarType dtype = input.scalar_type();
+  StepBatch batch;
+  LossOperands operands;
+  batch.loss = begin_loss(loss_arguments, target);
+  check_output(batch.loss, sizes);
+  take_target(target, sizes, dtype, batch.loss, operands);
+  take_operands(loss_arguments, sizes, dtype, batch.loss, operands);
+  StepResult result;
+  result.loss = at::empty({}, input.options());  // before anything is modified
+  Training training(apart, updates, max_grad_norm, false);
+  batch.rows = training.lowered().spec.head.batch;
+  batch.input = training.lowered().memory.input;
+  batch.input_stride = training.lowered().spec.head.input_stride;
+  const LossResult step = training.step(batch);
+  if (losses()[batch.loss.kind].target == Target::classes) result.correct = step.correct;
+  if (dtype == at::kFloat) {
+    *result.loss.mutable_data_ptr<float>() = static_cast<float>(step.loss);
+  } else {
+    *result.loss.mutable_data_ptr<double>() = step.loss;
+  }
+  return result;
 }
 
-int64_t Batches::count() const { return cpu::divide_up(order.numel(), size); }
+int64_t Batches::count() const { return (order.numel() + size - 1) / size; }
 
-void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& given,
-                 const LossOptions& loss, std::vector<ParameterUpdate>& updates,
-                 double max_grad_norm, double* losses, int64_t* correct, int64_t& done) {
+void train_steps(const Arguments& arguments, const Batches& given, const LossArguments& loss,
+                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses_out,
+                 int64_t* correct, int64_t& done) {
   Batches batches = given;
   batches.inputs = materialized("inputs", given.inputs);
   TORCH_CHECK(batches.inputs.dim() == 2 &&
@@ -363,7 +418,9 @@ void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, cons
                   batches.order.scalar_type() == at::kLong && batches.order.dim() == 1 &&
                   batches.order.is_contiguous() && batches.size > 0 &&
                   batches.buffer.is_contiguous() && batches.buffer.size(0) >= batches.size &&
-                  batches.buffer.size(1) == batches.inputs.size(1),
+                  batches.buffer.size(1) == batches.inputs.size(1) &&
+                  (batches.inputs.scalar_type() == at::kByte ||
+                   batches.inputs.scalar_type() == batches.buffer.scalar_type()),
               "fastmlp.TrainStep.fit: expected inputs [rows, features] and as many targets on the "
               "CPU, got ",
               batches.inputs.sizes(), " and ", batches.targets.sizes());
@@ -372,10 +429,26 @@ void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, cons
   const int64_t* order = batches.order.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < batches.order.numel(); ++i)
     TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
-  parameter_memory(arguments, updates);
-  const auto run_steps =
-      batches.buffer.scalar_type() == at::kFloat ? run_all<float> : run_all<double>;
-  run_steps(arguments, dropouts, batches, loss, updates, max_grad_norm, losses, correct, done);
+  check_undrawn(arguments);
+  const Spans memory = parameter_memory(arguments, updates);
+  const auto is_apart = [&](const std::optional<at::Tensor>& tensor) {
+    return !tensor || !memory.meets(*tensor);
+  };
+  // Nothing else may read the parameters while the steps run, unless a batch is made of them.
+  const bool is_alone = is_apart(batches.inputs) && is_apart(batches.targets) &&
+                        std::all_of(std::begin(loss.operands), std::end(loss.operands), is_apart);
+  const at::ScalarType dtype = batches.buffer.scalar_type();
+  Training training(arguments, updates, max_grad_norm, is_alone);
+  Feed feed(batches, loss, training, is_alone);
+  StepBatch batch;
+  const bool has_classes =
+      losses()[begin_loss(loss, batches.targets).kind].target == Target::classes;
+  for (done = 0; done < batches.count(); ++done) {
+    feed.fill(done * batches.size, batch);
+    const LossResult result = training.step(batch);
+    losses_out[done] = rounded(result.loss, dtype);
+    correct[done] = has_classes ? result.correct : -1;
+  }
 }
 
 }  // namespace fastmlp

@@ -6,37 +6,36 @@
 #include <optional>
 #include <vector>
 
-#include "torch/problem.h"
-#include "network/training.h"
+#include "torch/check.h"
 
 namespace fastmlp {
 
-struct LossOptions {
-  LossKind kind = LossKind::cross_entropy;  // or that of probabilities, by the target's dtype
-  bool mean = true;
+struct LossArguments {
+  int kind = 0;  // the first of its name; the target's dtype tells which
+  Reduction reduction = Reduction::mean;
   int64_t ignore_index = -100;
-  double label_smoothing = 0;
-  std::optional<at::Tensor> weight, positive_weight;
+  double options[kMostLossOptions] = {};
+  std::optional<at::Tensor> operands[kMostLossOperands];
 };
 
 // An optimizer's options for one parameter, and the tensors of its state.
 struct ParameterUpdate {
-  size_t operand = 0;        // which of weights…, biases…
-  Update<double> options{};  // the pointers and the number of elements are filled in by the step
-  at::Tensor momentum, square, square_max;  // undefined where there are none
-  at::Tensor step;                          // likewise; counted up by the caller
+  int operand = 0;
+  Update update;  // the pointers and the number of elements are filled in by the step
+  at::Tensor states[kMostStates], scalars[kMostScalars];  // undefined where there are none
 };
 
 struct StepResult {
-  at::Tensor loss;  // of no dimensions
-  int64_t correct;  // -1 where the target is no class
+  at::Tensor loss;       // of no dimensions
+  int64_t correct = -1;  // … where the target is no class
 };
 
-// Modifies the parameters and their optimizer's state in place and counts up their versions. Throws
-// before it has modified anything, also where two of these share memory. Any other operand may: the
-// numbers are those of before the step.
-StepResult train_step(const Arguments& arguments, const at::Tensor& target, const LossOptions& loss,
-                      const std::vector<ParameterUpdate>& updates, double max_grad_norm);
+// Modifies the parameters and their optimizer's state in place and counts up their versions; the
+// scalars, in `updates` alone. Throws before it has modified anything, also where two of these
+// share memory. Any other operand may: the numbers are those of before the step. Dropout is drawn.
+StepResult train_step(const Arguments& arguments, const at::Tensor& target,
+                      const LossArguments& loss, std::vector<ParameterUpdate>& updates,
+                      double max_grad_norm);
 
 // Rows of a data set in the order in which they are visited.
 struct Batches {
@@ -51,10 +50,10 @@ struct Batches {
 };
 
 // One step after the other over all batches, with dropout drawn for each. Writes each step's loss
-// and right predictions and returns; `done` counts the finished steps even where one throws.
-// `updates` move on with the steps.
-void train_steps(const Arguments& arguments, at::ArrayRef<double> dropouts, const Batches& batches,
-                 const LossOptions& loss, std::vector<ParameterUpdate>& updates,
-                 double max_grad_norm, double* losses, int64_t* correct, int64_t& done);
+// and right predictions; `done` counts the finished steps even where one throws. `updates` move on
+// with the steps.
+void train_steps(const Arguments& arguments, const Batches& batches, const LossArguments& loss,
+                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
+                 int64_t* correct, int64_t& done);
 
 }  // namespace fastmlp

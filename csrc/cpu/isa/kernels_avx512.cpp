@@ -1,23 +1,18 @@
 // The kernels for AVX-512: 32 vector registers.
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
-#include "cpu/kernels/table.h"
 #include "cpu/isa/target.h"
+#include "cpu/kernels/table.h"
+#include "network/lists.h"
 
 #ifdef FASTMLP_X86
 FASTMLP_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 namespace fastmlp::cpu {
 namespace avx512 {
 #include "cpu/isa/vec_avx512.h"
-// The algorithms follow the vectors that they are written in.
-#include "cpu/kernels/activation-inl.h"
-#include "cpu/kernels/gemm-inl.h"
-#include "cpu/kernels/mersenne-inl.h"
-#include "images/resample-inl.h"
-#include "cpu/kernels/sparse-inl.h"
-#include "cpu/kernels/training-inl.h"
-// … and these the table of them all.
-#include "cpu/kernels/table-inl.h"
+#include "cpu/kernels/kernels-inl.h"
 }  // namespace avx512
 
 template <typename T>

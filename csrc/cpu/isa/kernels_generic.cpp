@@ -1,22 +1,16 @@
 // The kernels for any CPU.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
-#include "cpu/kernels/table.h"
 #include "cpu/isa/target.h"
+#include "cpu/kernels/table.h"
+#include "network/lists.h"
 
 namespace fastmlp::cpu {
 namespace generic {
 #include "cpu/isa/vec_generic.h"
-// The algorithms follow the vectors that they are written in.
-#include "cpu/kernels/activation-inl.h"
-#include "cpu/kernels/gemm-inl.h"
-#include "cpu/kernels/mersenne-inl.h"
-#include "images/resample-inl.h"
-#include "cpu/kernels/sparse-inl.h"
-#include "cpu/kernels/training-inl.h"
-// … and these the table of them all.
-#include "cpu/kernels/table-inl.h"
+#include "cpu/kernels/kernels-inl.h"
 }  // namespace generic
 
 template <typename T>

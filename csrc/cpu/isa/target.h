@@ -7,12 +7,12 @@
 // among them, before a region begins.
 #pragma once
 
+#include "network/inline.h"
+
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define FASTMLP_X86 1
 #include <immintrin.h>
 #endif
-
-#define FASTMLP_PRAGMA(x) _Pragma(#x)
 
 #if defined(__clang__)
 #define FASTMLP_TARGET_BEGIN(features) \
@@ -24,9 +24,3 @@
   FASTMLP_PRAGMA(GCC target(features))
 #define FASTMLP_TARGET_END FASTMLP_PRAGMA(GCC pop_options)
 #endif
-
-// Full unrolling is what lets GCC keep an array of accumulators in registers: without it a tile of
-// 8×3 vectors lives on the stack and runs at less than half the speed (76 instead of 178 GFLOP/s).
-#define FASTMLP_UNROLL FASTMLP_PRAGMA(GCC unroll 32)
-#define FASTMLP_INLINE inline __attribute__((always_inline))
-#define FASTMLP_INLINED __attribute__((always_inline))  // of a lambda, after its parameters

@@ -29,46 +29,57 @@ void fill_dot(Kernels<T>& table) {
   }
 }
 
-template <typename T, int activation>
-void fill_activations(Kernels<T>& table) {
-  if constexpr (activation < kActivations) {
-    table.activate[activation] = activate<T, activation>;
-    table.derive[activation] = derive<T, activation>;
-    fill_activations<T, activation + 1>(table);
-  }
+template <typename T, typename... Each>
+void fill_activations(Kernels<T>& table, List<Each...>) {
+  static_assert(sizeof...(Each) <= kMostActivations);
+  int number = 0;
+  ((table.activate[number] = activate<T, Each>,
+    table.activate_backward[number++] = activate_backward<T, Each>),
+   ...);
 }
 
-template <typename T, int tall_rows, int tall_vectors, int wide_rows, int wide_vectors,
-          int dot_rows, int dot_columns, int row_columns>
+template <typename T, typename... Each>
+void fill_losses(Kernels<T>& table, List<Each...>) {
+  static_assert(sizeof...(Each) <= kMostLosses);
+  int number = 0;
+  ((table.loss[number++] = loss_rows<T, Each>), ...);
+}
+
+template <typename T, typename... Each>
+void fill_optimizers(Kernels<T>& table, List<Each...>) {
+  static_assert(sizeof...(Each) <= kMostOptimizers);
+  int number = 0;
+  ((table.update[number++] = update<T, Each>), ...);
+}
+
+template <typename T, int many_rows, int many_vectors, int few_rows, int few_vectors, int dot_rows,
+          int dot_columns, int row_columns>
 Kernels<T> make_kernels(const char* isa) {
-  static_assert(tall_rows <= kMaxTileRows && wide_rows <= tall_rows);
-  static_assert(wide_vectors <= kMaxTileVectors && tall_vectors <= wide_vectors);
+  static_assert(many_rows <= kMaxTileRows && few_rows <= many_rows);
+  static_assert(few_vectors <= kMaxTileVectors && many_vectors <= few_vectors);
   static_assert(dot_rows <= kMaxDotTile && dot_columns <= row_columns &&
                 row_columns <= kMaxRowTile);
   Kernels<T> table{};
   table.isa = isa;
   table.width = Vec<T>::width;
-  table.tall = {tall_rows, tall_vectors};
-  table.wide = {wide_rows, wide_vectors};
+  table.many_rows = {many_rows, many_vectors};
+  table.few_rows = {few_rows, few_vectors};
   table.dot_rows = dot_rows;
   table.dot_columns = dot_columns;
   table.row_columns = row_columns;
-  fill_gemm_rows<T, tall_rows, tall_vectors>(table);
-  fill_gemm_rows<T, wide_rows, wide_vectors>(table);
+  fill_gemm_rows<T, many_rows, many_vectors>(table);
+  fill_gemm_rows<T, few_rows, few_vectors>(table);
   fill_dot<T, dot_rows, dot_columns, dot_columns>(table);
   fill_dot<T, 1, row_columns, row_columns>(table);
-  fill_activations<T, 0>(table);
+  fill_activations(table, Activations());
+  fill_losses(table, Losses());
+  fill_optimizers(table, Optimizers());
   table.combine = combine<T>;
   table.column_sums = column_sums<T>;
   table.pack_transposed = pack_transposed<T>;
   table.pack_rows = pack_rows<T>;
   table.separate = separate<T>;
   table.convert = convert<T>;
-  table.softmax = softmax<T>;
-  table.squared_error = squared_error<T>;
-  table.bce_with_logits = bce_with_logits<T>;
-  table.sgd = sgd<T>;
-  table.adam = adam<T>;
   table.bernoulli = bernoulli<T>;
   table.noise = noise;
   table.pack_neighbours = pack_neighbours;

@@ -7,8 +7,9 @@
 
 #include "cpu/kernels/mersenne.h"
 #include "images/resample.h"
+#include "network/losses.h"
 #include "network/network.h"
-#include "network/training.h"
+#include "network/optimizers.h"
 
 namespace fastmlp::cpu {
 
@@ -16,6 +17,7 @@ inline constexpr int kMaxTileRows = 8;
 inline constexpr int kMaxTileVectors = 6;
 inline constexpr int kMaxDotTile = 5;
 inline constexpr int kMaxRowTile = 16;
+inline constexpr int kMostActivations = 32, kMostLosses = 16, kMostOptimizers = 16;
 
 struct TileShape {
   int rows;
@@ -36,23 +38,30 @@ struct Kernels {
                            T* c, int64_t c_stride, bool accumulate);
   // z[rows, n] += bias (null: zero), y = activation(z). Where z == y only y is kept.
   using Activate = void (*)(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias,
-                            T slope);
-  // grad[rows, n] = incoming[rows, n] * activation'(saved), with saved as saves_output tells.
-  using Derive = void (*)(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride,
-                          const T* saved, int64_t saved_stride, T* grad, int64_t grad_stride,
-                          T slope);
+                            const double* parameters);
+  // grad[rows, n] = incoming[rows, n] * activation'(saved), with saved as its ActivationInfo tells.
+  using ActivateBackward = void (*)(int64_t rows, int64_t n, const T* incoming,
+                                    int64_t incoming_stride, const T* saved, int64_t saved_stride,
+                                    T* grad, int64_t grad_stride, const double* parameters);
+  using LossRows = LossResult (*)(const Loss& loss, int64_t begin, int64_t end);
+  using UpdatePiece = void (*)(int64_t rows, int64_t n, int64_t stride, int64_t begin,
+                               const Update& update, double scale);
 
   const char* isa;
-  int width;       // elements in a vector
-  TileShape tall;  // the gemm tile for many rows
-  TileShape wide;  // … and for few
+  int width;            // elements in a vector
+  TileShape many_rows;  // the gemm tile of products with many rows
+  TileShape few_rows;   // … and with few
   int dot_rows, dot_columns;
-  int row_columns;  // of a dot tile of one row
-  GemmTile gemm[kMaxTileRows + 1]
-               [kMaxTileVectors + 1];             // [rows][vectors]; null outside of tall and wide
-  DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];  // [rows][columns]
-  Activate activate[kActivations];
-  Derive derive[kActivations];
+  int row_columns;                                       // of a dot tile of one row
+  GemmTile gemm[kMaxTileRows + 1][kMaxTileVectors + 1];  // [rows][vectors]; null outside of the two
+  DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];         // [rows][columns]
+  Activate activate[kMostActivations];
+  ActivateBackward activate_backward[kMostActivations];
+  // Rows begin … end - 1, 64 at most: their gradients are written, the sum of their losses
+  // returned.
+  LossRows loss[kMostLosses];
+  // [rows, n] of one parameter from element `begin` on, rows a stride apart.
+  UpdatePiece update[kMostOptimizers];
   // c[rows, n] = a · factor + addend (null: ones, zeros). factor lies like c.
   void (*combine)(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* factor,
                   const T* addend, int64_t addend_stride, T* c, int64_t c_stride);
@@ -70,19 +79,6 @@ struct Kernels {
   void (*separate)(int64_t n, const T* x, T background, uint8_t* marks, T* rest);
   // to[n] = scale · from[n] + shift.
   void (*convert)(int64_t n, const uint8_t* from, T scale, T shift, T* to);
-  // p[rows, n] = softmax(z[rows, n]), with each row's greatest element and the sum of the
-  // exponentials of the differences from it. Contiguous.
-  void (*softmax)(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum);
-  // The sum of the losses of n elements; their gradients times scale are written. Null: ones.
-  double (*squared_error)(int64_t n, const T* z, const T* target, T scale, T* gradient);
-  double (*bce_with_logits)(int64_t n, const T* logits, const T* target, const T* weight,
-                            const T* positive_weight, T scale, T* gradient);
-  // [rows, n] of one parameter, its gradient and its state, all pointers at the first element and
-  // all rows a stride apart; the rest of the update is the whole parameter's.
-  void (*sgd)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* momentum,
-              const Update<T>& update, T scale);
-  void (*adam)(int64_t rows, int64_t n, int64_t stride, T* parameter, const T* gradient, T* mean,
-               T* square, T* square_max, const Update<T>& update, T scale);
   // out[n] = value where a uniform number of 53 bits is below `below`, else zero.
   void (*bernoulli)(MersenneTwister& generator, int64_t n, uint64_t below, T value, T* out);
   // out[n] = noise that belongs to the key and to the image's number, whole numbers of variance

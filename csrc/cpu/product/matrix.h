@@ -6,15 +6,42 @@
 
 namespace fastmlp::cpu {
 
+// From row to row and from column to column, in elements.
+struct Strides {
+  int64_t row_stride = 0;
+  int64_t col_stride = 1;
+};
+
 template <typename T>
 struct Matrix {
   const T* data = nullptr;
   int64_t row_stride = 0;
   int64_t col_stride = 1;
 
+  Matrix() = default;
+  Matrix(const T* data, int64_t row_stride, int64_t col_stride)
+      : data(data), row_stride(row_stride), col_stride(col_stride) {}
+  Matrix(const T* data, Strides strides) : Matrix(data, strides.row_stride, strides.col_stride) {}
+
   Matrix at(int64_t i, int64_t j) const {
     return {data + i * row_stride + j * col_stride, row_stride, col_stride};
   }
+};
+
+// c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
+// columns (row_stride 1).
+struct ProductShape {
+  int64_t m = 0, n = 0, k = 0;
+  Strides a, b;
+};
+
+// Where a product's matrices lie. scale: of a product that is added to c.
+template <typename T>
+struct ProductMemory {
+  const T* a = nullptr;
+  const T* b = nullptr;
+  T* c = nullptr;
+  T scale = 1;
 };
 
 // Bytes of one core's second-level cache, by which forms and blocks of products are chosen: what

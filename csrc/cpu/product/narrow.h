@@ -24,27 +24,25 @@ template <typename T>
 class NarrowProduct {
  public:
   NarrowProduct() = default;
-  NarrowProduct(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a,
-                Matrix<T> b, T* c)
-      : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
+  // The strides of b are those of b[n, k].
+  NarrowProduct(const Kernels<T>& kernels, const ProductShape& shape)
+      : kernels_(&kernels), m_(shape.m), n_(shape.n), k_(shape.k), a_(shape.a), b_(shape.b) {
+    const int64_t m = m_, n = n_, k = k_;
     turned_ = turning_pays(kernels, m, n, k) ? turned_rows(kernels, m) : 0;
     const int64_t vectors = divide_up(turned_, kernels.width);
-    panels_ = EvenParts(vectors, divide_up(vectors, kernels.tall.vectors));
+    panels_ = EvenParts(vectors, divide_up(vectors, kernels.many_rows.vectors));
     dot_columns_ = m == 1 ? kernels.row_columns : kernels.dot_columns;
-    features_ = EvenParts(n, divide_up(n, turned_ ? kernels.tall.rows : dot_columns_));
+    features_ = EvenParts(n, divide_up(n, turned_ ? kernels.many_rows.rows : dot_columns_));
     depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kChain)));
     dot_depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kDotDepth)));
     rows_ = EvenParts(m - turned_, divide_up(m - turned_, kernels.dot_rows));
   }
 
-  void place_a(const T* a, T* c) { a_.data = a, c_ = c; }
-  void place_b(const T* b, T* c) { b_.data = b, c_ = c; }
-
   // Whether it is faster than the tiled product, which packs bᵀ.
   static bool pays(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k) {
     // The dot form pays about 3 steps an element for its final sums, transposing b costs about k/4
     // steps a column.
-    return m <= kernels.wide.rows || 12 * m < k || turning_pays(kernels, m, n, k);
+    return m <= kernels.few_rows.rows || 12 * m < k || turning_pays(kernels, m, n, k);
   }
 
   // Of the scratch buffer that compute() needs for each member.
@@ -55,21 +53,22 @@ class NarrowProduct {
   // first-level cache: the epilogue. (After every dot tile it took longer than the sums: reading by
   // vectors what was just written by elements waits for the writes.)
   template <typename Done>
-  void compute(Member member, T* buffer, const Done& done) const {
+  void compute(Member member, const ProductMemory<T>& memory, T* buffer, const Done& done) const {
     if (m_ == 0) return;
+    const Operands o{{memory.a, a_}, {memory.b, b_}, memory.c};
     const int64_t begin = member.begin(features_.count()), end = member.end(features_.count());
     if (begin >= end) return;
     T* const tile = buffer;
     T* const panels = buffer + tile_elements();
-    if (turned_) pack(panels);
+    if (turned_) pack(o.a, panels);
     const int64_t step = std::max<int64_t>(2, kGroup / features_.size());
     for (int64_t first = begin; first < end; first += step) {
       const int64_t last = std::min(first + step, end);
       if (turned_) {
         for (int64_t pair = first; pair < last; pair += 2)
-          turn(panels, tile, pair, std::min(pair + 2, last));
+          turn(o, panels, tile, pair, std::min(pair + 2, last));
       } else {
-        for (int64_t feature = first; feature < last; ++feature) dot(feature);
+        for (int64_t feature = first; feature < last; ++feature) dot(o, feature);
       }
       const int64_t j = features_.begin(first), columns = features_.begin(last) - j;
       done(0, m_, j, columns);
@@ -77,6 +76,11 @@ class NarrowProduct {
   }
 
  private:
+  struct Operands {
+    Matrix<T> a, b;
+    T* c;
+  };
+
   static constexpr int64_t kDotDepth = 1024;  // a tile's rows of b: 20 KiB of float
   static constexpr int64_t kGroup = 64;       // columns between two calls of the epilogue
 
@@ -100,46 +104,46 @@ class NarrowProduct {
   }
 
   int64_t tile_stride() const { return panels_.total() * kernels_->width; }
-  int64_t tile_elements() const { return 2 * kernels_->tall.rows * tile_stride(); }
+  int64_t tile_elements() const { return 2 * kernels_->many_rows.rows * tile_stride(); }
   int64_t row(int64_t panel) const { return panels_.begin(panel) * kernels_->width; }
   int64_t panel_width(int64_t panel) const { return row(panel + 1) - row(panel); }
   int64_t panel_rows(int64_t panel) const { return std::min(turned_, row(panel + 1)) - row(panel); }
 
-  void pack(T* panels) const {
+  void pack(const Matrix<T>& a, T* panels) const {
     for (int64_t panel = 0; panel < panels_.count(); ++panel) {
       const int64_t i = row(panel), width = panel_width(panel);
-      kernels_->pack_transposed(panel_rows(panel), k_, a_.at(i, 0).data, a_.row_stride,
+      kernels_->pack_transposed(panel_rows(panel), k_, a.at(i, 0).data, a.row_stride,
                                 panels + i * k_, width, width);
     }
   }
 
   // The columns of two tiles, which fill a cache line of each row of c where they are aligned. All
   // that reads the rows of b does so while they are in the first-level cache.
-  void turn(const T* panels, T* tile, int64_t first, int64_t last) const {
+  void turn(const Operands& o, const T* panels, T* tile, int64_t first, int64_t last) const {
     const int64_t j = features_.begin(first), columns = features_.begin(last) - j;
     for (int64_t feature = first; feature < last; ++feature) {
       const int64_t from = features_.begin(feature), rows = features_.begin(feature + 1) - from;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
         const int64_t width = panel_width(panel);
         T* const to = tile + (from - j) * tile_stride() + row(panel);
-        record_kernel<T>("turned", kernels_->isa, kernels_->tall.rows,
-                         kernels_->tall.vectors * kernels_->width);
+        record_kernel<T>("turned", kernels_->isa, kernels_->many_rows.rows,
+                         kernels_->many_rows.vectors * kernels_->width);
         for (int64_t part = 0; part < depth_.count(); ++part) {
           const int64_t k0 = depth_.begin(part);
-          const Matrix<T> b = b_.at(from, k0);
+          const Matrix<T> b = o.b.at(from, k0);
           kernels_->gemm[rows][width / kernels_->width](
               depth_.begin(part + 1) - k0, nullptr, b.data, b.row_stride, b.col_stride,
               panels + row(panel) * k_ + k0 * width, width, to, tile_stride(), width, part > 0,
               T(1));
         }
       }
-      dot(feature);
+      dot(o, feature);
     }
-    kernels_->pack_transposed(columns, turned_, tile, tile_stride(), c_ + j, n_, columns);
+    kernels_->pack_transposed(columns, turned_, tile, tile_stride(), o.c + j, n_, columns);
   }
 
   // The dot products of one tile of columns with the rows that are not turned.
-  void dot(int64_t feature) const {
+  void dot(const Operands& o, int64_t feature) const {
     if (rows_.count() == 0) return;
     const int64_t from = features_.begin(feature), features = features_.begin(feature + 1) - from;
     const EvenParts groups(features, divide_up(features, dot_columns_));
@@ -147,14 +151,14 @@ class NarrowProduct {
       const int64_t k0 = dot_depth_.begin(part);
       for (int64_t group = 0; group < groups.count(); ++group) {
         const int64_t j = from + groups.begin(group), columns = from + groups.begin(group + 1) - j;
-        const Matrix<T> b = b_.at(j, k0);
+        const Matrix<T> b = o.b.at(j, k0);
         for (int64_t tile = 0; tile < rows_.count(); ++tile) {
           const int64_t i = turned_ + rows_.begin(tile);
-          const Matrix<T> a = a_.at(i, k0);
+          const Matrix<T> a = o.a.at(i, k0);
           record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, dot_columns_);
           kernels_->dot[turned_ + rows_.begin(tile + 1) - i][columns](
               dot_depth_.begin(part + 1) - k0, a.data, a.row_stride, b.data, b.row_stride,
-              c_ + i * n_ + j, n_, part > 0);
+              o.c + i * n_ + j, n_, part > 0);
         }
       }
     }
@@ -162,8 +166,7 @@ class NarrowProduct {
 
   const Kernels<T>* kernels_ = nullptr;
   int64_t m_ = 0, n_ = 0, k_ = 0;
-  Matrix<T> a_, b_;
-  T* c_ = nullptr;
+  Strides a_, b_;
   int64_t turned_ = 0;  // rows of a, the first ones
   int64_t dot_columns_ = 0;
   EvenParts panels_;             // vectors of turned rows

@@ -1,4 +1,5 @@
-// One matrix product c = a · b in the form that suits its shape.
+// One matrix product c = a · b in the form that suits its shape: planned once from the shape, and
+// computed wherever its matrices lie.
 #pragma once
 
 #include "cpu/product/narrow.h"
@@ -12,34 +13,21 @@ namespace fastmlp::cpu {
 template <typename T>
 class Product {
  public:
-  // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
-  // columns (row_stride 1). Where a and c lie may be told later.
-  Product(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
-          T* c = nullptr)
-      : column_(b.col_stride != 1 && n == 1),
-        narrow_(column_ || (b.col_stride != 1 && NarrowProduct<T>::pays(kernels, m, n, k))) {
-    const Matrix<T> b_transposed{b.data, b.col_stride, b.row_stride};
+  Product() = default;
+  // adds: c += scale · a · b instead, where b is contiguous along its rows.
+  Product(const Kernels<T>& kernels, const ProductShape& shape, bool adds = false)
+      : column_(shape.b.col_stride != 1 && shape.n == 1),
+        narrow_(column_ || (shape.b.col_stride != 1 &&
+                            NarrowProduct<T>::pays(kernels, shape.m, shape.n, shape.k))) {
+    const Strides b_transposed{shape.b.col_stride, shape.b.row_stride};
     if (column_) {
-      narrow_product_ = {kernels, 1, m, k, b_transposed, a, c};
+      narrow_product_ = {kernels, {1, shape.m, shape.k, b_transposed, shape.a}};
     } else if (narrow_) {
-      narrow_product_ = {kernels, m, n, k, a, b_transposed, c};
+      narrow_product_ = {kernels, {shape.m, shape.n, shape.k, shape.a, b_transposed}};
     } else {
-      tiled_product_ = {kernels, m, n, k, a, b, c};
+      tiled_product_ = {kernels, shape, adds};
     }
   }
-
-  void place(const T* a, T* c) {
-    if (column_) {
-      narrow_product_.place_b(a, c);
-    } else if (narrow_) {
-      narrow_product_.place_a(a, c);
-    } else {
-      tiled_product_.place_a(a, c);
-    }
-  }
-
-  // c += scale · a · b instead; of a b that is contiguous along its rows.
-  void add_scaled(T scale) { tiled_product_.add_scaled(scale); }
 
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
@@ -52,21 +40,22 @@ class Product {
   // for pieces of c as soon as they are whole, while they are still in the first-level cache: the
   // epilogue.
   template <typename Done>
-  void compute(Member member, T* buffer, T* shared, const Done& done) const {
+  void compute(Member member, const ProductMemory<T>& memory, T* buffer, T* shared,
+               const Done& done) const {
     if (column_) {
-      narrow_product_.compute(member, buffer, [&done](int64_t, int64_t, int64_t i, int64_t rows) {
-        done(i, rows, 0, 1);
-      });
+      narrow_product_.compute(
+          member, {memory.b, memory.a, memory.c}, buffer,
+          [&done](int64_t, int64_t, int64_t i, int64_t rows) { done(i, rows, 0, 1); });
     } else if (narrow_) {
-      narrow_product_.compute(member, buffer, done);
+      narrow_product_.compute(member, memory, buffer, done);
     } else {
-      tiled_product_.compute(member, buffer, shared, done);
+      tiled_product_.compute(member, memory, buffer, shared, done);
     }
   }
 
  private:
-  bool column_;  // c is a single column: a row, by the transposed product
-  bool narrow_;
+  bool column_ = false;  // c is a single column: a row, by the transposed product
+  bool narrow_ = false;
   NarrowProduct<T> narrow_product_;
   TiledProduct<T> tiled_product_;
 };

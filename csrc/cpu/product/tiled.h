@@ -17,12 +17,18 @@ template <typename T>
 class TiledProduct {
  public:
   TiledProduct() = default;
-  // c[m, n] = a[m, k] · b[k, n]; c contiguous, b contiguous along its rows (col_stride 1) or its
-  // columns (row_stride 1).
-  TiledProduct(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b,
-               T* c)
-      : kernels_(&kernels), m_(m), n_(n), k_(k), a_(a), b_(b), c_(c) {
-    tile_ = m <= kernels.wide.rows ? kernels.wide : kernels.tall;
+  // As of Product.
+  TiledProduct(const Kernels<T>& kernels, const ProductShape& shape, bool adds)
+      : kernels_(&kernels),
+        m_(shape.m),
+        n_(shape.n),
+        k_(shape.k),
+        a_(shape.a),
+        b_(shape.b),
+        adds_(adds) {
+    const int64_t m = m_, n = n_, k = k_;
+    const Strides b = b_;
+    tile_ = m <= kernels.few_rows.rows ? kernels.few_rows : kernels.many_rows;
     depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kTileDepth)));
     const int64_t vectors = divide_up(n, kernels.width);
     columns_ = EvenParts(vectors, divide_up(vectors, tile_.vectors));
@@ -44,10 +50,6 @@ class TiledProduct {
     group_ = b.col_stride == 1 ? kPanelGroup : 1;
   }
 
-  void place_a(const T* a, T* c) { a_.data = a, c_ = c; }
-  // c += scale · a · b instead.
-  void add_scaled(T scale) { add_ = true, scale_ = scale; }
-
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
   int64_t buffer_elements() const {
@@ -60,9 +62,11 @@ class TiledProduct {
   // is called for runs of tiles as soon as they are whole, while they are still in the first-level
   // cache: the epilogue.
   template <typename Done>
-  void compute(Member member, T* buffer, T* shared, const Done& done) const {
+  void compute(Member member, const ProductMemory<T>& memory, T* buffer, T* shared,
+               const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
-    if (by_rows_) return compute_rows(member, done);
+    const Operands o{{memory.a, a_}, {memory.b, b_}, memory.c, memory.scale};
+    if (by_rows_) return compute_rows(member, o, done);
     // A block of rows of a stays in the second-level cache while the panels of b pass over it.
     // Where there are several, each belongs to one member but for the tiles that even out the
     // shares. So it does where one would do but its rows are many: a division of the columns goes
@@ -79,17 +83,23 @@ class TiledProduct {
       T* panels = share_panels() ? shared + part % 2 * shared_part_elements() : nullptr;
       if (panels) {
         if (part == 0) member.wait();  // for those who still read the panels of another product
-        pack_shared(panels, part, member);
+        pack_shared(panels, o.b, part, member);
         member.wait();  // and the other half of the buffer is free again
       }
       for (int64_t index = 0; index < blocks.count(); ++index) {
-        compute_block(member, buffer, panels, blocks.begin(index), blocks.begin(index + 1), part,
+        compute_block(member, o, buffer, panels, blocks.begin(index), blocks.begin(index + 1), part,
                       done);
       }
     }
   }
 
  private:
+  struct Operands {
+    Matrix<T> a, b;
+    T* c;
+    T scale;
+  };
+
   // Panels packed together, so that a visit to a row, a page, yields more than 200 bytes: 1.2 → 1.0
   // ms for 17 × 2048 × 2048.
   static constexpr int64_t kPanelGroup = 4;
@@ -100,12 +110,13 @@ class TiledProduct {
 
   // Tile by tile along the rows of c.
   template <typename Done>
-  void compute_rows(Member member, const Done& done) const {
+  void compute_rows(Member member, const Operands& o, const Done& done) const {
     for (int64_t tile = member.begin(rows_.count()); tile < member.end(rows_.count()); ++tile) {
       const int64_t i = row(tile), rows = row(tile + 1) - i;
       for (int64_t panel = 0; panel < columns_.count(); ++panel) {
         const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
-        compute_tile(a_.at(i, 0), b_.at(0, j), k_, c_ + i * n_ + j, rows, columns, add_);
+        compute_tile(o.a.at(i, 0), o.b.at(0, j), k_, o.c + i * n_ + j, rows, columns, adds_,
+                     o.scale);
         done(i, rows, j, columns);
       }
     }
@@ -113,8 +124,8 @@ class TiledProduct {
 
   // This member's tiles of one block of rows, over one part of k.
   template <typename Done>
-  void compute_block(Member member, T* buffer, const T* panels, int64_t first_tile,
-                     int64_t end_tile, int64_t part, const Done& done) const {
+  void compute_block(Member member, const Operands& o, T* buffer, const T* panels,
+                     int64_t first_tile, int64_t end_tile, int64_t part, const Done& done) const {
     const int64_t tiles = end_tile - first_tile, block_begin = first_tile * columns_.count();
     const int64_t begin = std::max(block_begin, member.begin(rows_.count() * columns_.count()));
     const int64_t end = std::min(block_begin + tiles * columns_.count(),
@@ -122,7 +133,7 @@ class TiledProduct {
     if (begin >= end) return;
     const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
     T* const block = block_pays((end - begin) / tiles) ? buffer : nullptr;
-    if (block) pack_block(block, first_tile, tiles, k0, depth);
+    if (block) pack_block(block, o.a, first_tile, tiles, k0, depth);
     T* const panel_buffer = block_pays(columns_.count()) ? buffer + block_elements() : buffer;
     int64_t packed = 0, packed_end = 0;  // panels in the buffer
     for (int64_t unit = begin; unit < end;) {
@@ -130,14 +141,14 @@ class TiledProduct {
       if (pack_panels_ && !panels && panel >= packed_end) {
         packed = panel;
         packed_end = std::min(panel + group_, (end - 1 - block_begin) / tiles + 1);
-        pack_group(panel_buffer, packed, packed_end, k0, depth);
+        pack_group(panel_buffer, o.b, packed, packed_end, k0, depth);
       }
       const int64_t panel_end = std::min(end, block_begin + (panel + 1) * tiles);
       const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
       const Matrix<T> b = panels         ? Matrix<T>{panels + j * depth, panel_width(panel), 1}
                           : pack_panels_ ? Matrix<T>{panel_buffer + (j - column(packed)) * depth,
                                                      panel_width(panel), 1}
-                                         : b_.at(k0, j);
+                                         : o.b.at(k0, j);
       int64_t whole = unit;  // what the epilogue has not seen yet
       for (; unit < panel_end; ++unit) {
         const int64_t tile = unit - block_begin - panel * tiles;
@@ -145,8 +156,8 @@ class TiledProduct {
           prefetch_slice(panels, panel + 1, depth, tile, tiles);
         const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
         const Matrix<T> a =
-            block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : a_.at(i, k0);
-        compute_tile(a, b, depth, c_ + i * n_ + j, rows, columns, add_ || part > 0);
+            block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : o.a.at(i, k0);
+        compute_tile(a, b, depth, o.c + i * n_ + j, rows, columns, adds_ || part > 0, o.scale);
         if (part + 1 < depth_.count() || (unit + 1 < panel_end && unit - whole < kEpilogueTiles))
           continue;
         const int64_t top = row(first_tile + whole - block_begin - panel * tiles);
@@ -172,11 +183,11 @@ class TiledProduct {
   bool share_panels() const { return pack_panels_ && n_ > 0 && rows_.count() > block_tiles_; }
   int64_t shared_part_elements() const { return column(columns_.count()) * kTileDepth; }
 
-  void pack_shared(T* panels, int64_t part, Member member) const {
+  void pack_shared(T* panels, const Matrix<T>& b, int64_t part, Member member) const {
     const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
     for (int64_t panel = member.begin(columns_.count()); panel < member.end(columns_.count());
          ++panel) {
-      pack_panel(panels + column(panel) * depth, panel, k0, depth);
+      pack_panel(panels + column(panel) * depth, b, panel, k0, depth);
     }
   }
 
@@ -201,14 +212,15 @@ class TiledProduct {
     return panels >= 6 && k_ >= 64 && std::max(a_.row_stride, a_.col_stride) >= far;
   }
 
-  void pack_block(T* block, int64_t first_tile, int64_t tiles, int64_t k0, int64_t depth) const {
+  void pack_block(T* block, const Matrix<T>& a, int64_t first_tile, int64_t tiles, int64_t k0,
+                  int64_t depth) const {
     // A transposed a is read some rows at a time across all tiles, so that its memory is read in
     // runs.
     const int64_t step = a_.row_stride == 1 ? 16 : depth;
     for (int64_t p = 0; p < depth; p += step) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
-        const Matrix<T> from = a_.at(i, k0 + p);
+        const Matrix<T> from = a.at(i, k0 + p);
         T* to = block + tile * tile_.rows * depth + p * tile_.rows;
         if (a_.row_stride == 1) {
           kernels_->pack_rows(rows, std::min(step, depth - p), from.data, from.col_stride, to,
@@ -221,20 +233,21 @@ class TiledProduct {
     }
   }
 
-  void pack_group(T* to, int64_t first, int64_t last, int64_t k0, int64_t depth) const {
+  void pack_group(T* to, const Matrix<T>& b, int64_t first, int64_t last, int64_t k0,
+                  int64_t depth) const {
     const int64_t step = b_.col_stride == 1 && last > first + 1 ? 16 : depth;
     for (int64_t p = 0; p < depth; p += step) {
       for (int64_t panel = first; panel < last; ++panel) {
         const int64_t j = column(panel), width = panel_width(panel);
-        pack_panel(to + (j - column(first)) * depth + p * width, panel, k0 + p,
+        pack_panel(to + (j - column(first)) * depth + p * width, b, panel, k0 + p,
                    std::min(step, depth - p));
       }
     }
   }
 
-  void pack_panel(T* to, int64_t panel, int64_t k0, int64_t depth) const {
+  void pack_panel(T* to, const Matrix<T>& b, int64_t panel, int64_t k0, int64_t depth) const {
     const int64_t j = column(panel), width = panel_width(panel), columns = std::min(n_ - j, width);
-    const Matrix<T> from = b_.at(k0, j);
+    const Matrix<T> from = b.at(k0, j);
     if (from.col_stride == 1) {
       kernels_->pack_rows(columns, depth, from.data, from.row_stride, to, width);
     } else {
@@ -244,23 +257,21 @@ class TiledProduct {
 
   // In one chain where c is added to: each would round it anew.
   void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
-                    bool accumulate) const {
+                    bool accumulate, T scale) const {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
     const auto gemm = kernels_->gemm[rows][divide_up(columns, kernels_->width)];
-    const EvenParts chains(depth, add_ ? 1 : std::max<int64_t>(1, divide_up(depth, kChain)));
+    const EvenParts chains(depth, adds_ ? 1 : std::max<int64_t>(1, divide_up(depth, kChain)));
     for (int64_t chain = 0; chain < chains.count(); ++chain) {
       const int64_t k = chains.begin(chain);
       gemm(chains.begin(chain + 1) - k, nullptr, a.at(0, k).data, a.row_stride, a.col_stride,
-           b.at(k, 0).data, b.row_stride, c, n_, columns, accumulate || chain > 0, scale_);
+           b.at(k, 0).data, b.row_stride, c, n_, columns, accumulate || chain > 0, scale);
     }
   }
 
   const Kernels<T>* kernels_ = nullptr;
   int64_t m_ = 0, n_ = 0, k_ = 0;
-  Matrix<T> a_, b_;
-  T* c_ = nullptr;
-  bool add_ = false;
-  T scale_ = 1;
+  Strides a_, b_;
+  bool adds_ = false;  // c += scale · a · b
   int64_t group_ = 1;
   int64_t block_tiles_ = 1;  // tiles of rows in a block
   bool by_rows_ = false, pack_panels_ = false;

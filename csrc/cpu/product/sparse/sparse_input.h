@@ -10,68 +10,100 @@
 
 #include "cpu/kernels/table.h"
 #include "cpu/product/matrix.h"
+#include "cpu/product/sparse/panels.h"
 #include "cpu/record.h"
 #include "cpu/team.h"
 
 namespace fastmlp::cpu {
 
-// Panels of a weight[n, k] with the features as rows, one after the other, each as many outputs
-// wide as a tile at most, and each one thread's.
-template <typename T>
-class WeightPanels {
+// What one product sums over: for each tile of its rows the steps that count.
+class SparseSteps {
  public:
-  WeightPanels() = default;
-  WeightPanels(const Kernels<T>& kernels, int64_t n, int64_t k, int threads)
-      : kernels_(&kernels), n_(n), k_(k) {
-    const int64_t vectors = divide_up(n, kernels.width);
-    // Two vectors at least, so that a tile still multiplies more than it loads.
-    const auto owners = static_cast<int>(std::min<int64_t>(threads, divide_up(vectors, 2)));
-    for (int owner = 0; owner < owners; ++owner) {
-      const Member member{owner, owners};
-      const int64_t first = member.begin(vectors), own = member.end(vectors) - first;
-      const EvenParts parts(own, divide_up(own, kernels.wide.vectors));
-      owners_.push_back(static_cast<int64_t>(begins_.size()));
-      for (int64_t part = 0; part < parts.count(); ++part)
-        begins_.push_back((first + parts.begin(part)) * kernels.width);
-    }
-    owners_.push_back(static_cast<int64_t>(begins_.size()));
-    begins_.push_back(vectors * kernels.width);
-  }
+  SparseSteps() = default;
+  SparseSteps(int64_t rows, int64_t tile, int64_t depth)
+      : tiles_(rows, divide_up(rows, tile)), parts_(depth, divide_up(depth, kTileDepth)) {}
 
-  int64_t elements() const { return begins_.empty() ? 0 : begins_.back() * k_; }
-  // This member's panels, and the outputs in them.
-  int64_t first(Member member) const { return owners_[member.begin(owners())]; }
-  int64_t last(Member member) const { return owners_[member.end(owners())]; }
-  int64_t begin(int64_t panel) const { return std::min(n_, begins_[panel]); }
-  int64_t columns(int64_t panel) const { return begin(panel + 1) - begin(panel); }
-  int64_t width(int64_t panel) const { return begins_[panel + 1] - begins_[panel]; }
-  // Where a feature's row begins in a panel.
-  int64_t offset(int64_t panel, int64_t feature) const {
-    return begins_[panel] * k_ + feature * width(panel);
-  }
+  int64_t count() const { return tiles_.count(); }
+  int64_t begin(int64_t tile) const { return tiles_.begin(tile); }
+  const EvenParts& parts() const { return parts_; }
+  int64_t elements() const { return tiles_.count() * (parts_.total() + 2 * parts_.count()); }
+  void place(int32_t* begin) { counts_ = begin; }
 
-  // weight[panel's outputs, features from … from + count - 1] = the rows of a panel.
-  void unpack(int64_t panel, int64_t from, int64_t count, const T* rows, T* weight) const {
-    // A vector of outputs at a time, each of them a row, a page, of the weight.
-    for (int64_t c = 0; c < columns(panel); c += kernels_->width) {
-      kernels_->pack_transposed(count, std::min<int64_t>(kernels_->width, columns(panel) - c),
-                                rows + c, width(panel), weight + (begin(panel) + c) * k_ + from, k_,
-                                count);
+  int32_t* list(int64_t tile, int64_t part) const {
+    return counts_ + tiles_.count() * parts_.count() + tile * (parts_.total() + parts_.count()) +
+           parts_.begin(part) + part;
+  }
+  int64_t count(int64_t tile, int64_t part) const { return counts_[tile * parts_.count() + part]; }
+  // write(from, count, list) lists the steps of one part, which begins at `from`, and returns
+  // their number; the list has room for one more.
+  template <typename Write>
+  void list(int64_t tile, const Write& write) const {
+    for (int64_t part = 0; part < parts_.count(); ++part) {
+      const int64_t from = parts_.begin(part), count = parts_.begin(part + 1) - from;
+      counts_[tile * parts_.count() + part] =
+          static_cast<int32_t>(write(from, count, list(tile, part)));
     }
   }
-  // This member's share of a whole weight.
-  void unpack(Member member, const T* panels, T* weight) const {
-    for (int64_t panel = first(member); panel < last(member); ++panel)
-      unpack(panel, 0, k_, panels + offset(panel, 0), weight);
+  // The fraction of all steps.
+  double listed() const {
+    int64_t steps = 0;
+    for (int64_t i = 0; i < tiles_.count() * parts_.count(); ++i) steps += counts_[i];
+    return static_cast<double>(steps) / static_cast<double>(tiles_.count() * parts_.total());
   }
 
  private:
-  int64_t owners() const { return static_cast<int64_t>(owners_.size()) - 1; }
+  EvenParts tiles_, parts_;
+  int32_t* counts_ = nullptr;  // and, after them, the lists
+};
+
+// What depends on shapes alone.
+template <typename T>
+class SparsePlan {
+ public:
+  SparsePlan() = default;
+  // Of a layer with n outputs; `threads`: the most that will share its work.
+  SparsePlan(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, int threads)
+      : kernels_(&kernels), m_(m), n_(n), k_(k) {
+    if (m < kLeastRows || k < kLeastFeatures || n < kernels.width || m * k > kMostElements) return;
+    rows_ = SparseSteps(m, kernels.few_rows.rows, k);
+    features_ = SparseSteps(k, kernels.few_rows.rows, m);
+    panels_ = {kernels, n, k, threads};
+    samples_.reserve(kSamples);
+    for (int i = 0; i < kSamples; ++i) {
+      // By the golden ratio, so that no regular pattern of x meets them.
+      const double place = std::fmod(i * 0.6180339887498949, 1.0) * static_cast<double>(m_ * k_);
+      const auto element = static_cast<int64_t>(place);
+      samples_.push_back({element / k_, element % k_});
+    }
+  }
+
+  // Whether a layer of these shapes is worth a look at its input.
+  bool fits() const { return !samples_.empty(); }
+  const WeightPanels<T>& panels() const { return panels_; }
+  // Of each member's own buffer.
+  int64_t forward_elements() const { return (kTileDepth + 4) * widest(); }
+  int64_t gradient_elements() const { return kBlockFeatures * widest(); }
+
+ private:
+  template <typename>
+  friend class SparseInput;
+
+  static constexpr int64_t kLeastRows = 16, kLeastFeatures = 64;
+  // Of x: what is scanned takes memory, five bytes an element.
+  static constexpr int64_t kMostElements = 1 << 22;
+  static constexpr int kSamples = 128;
+  static constexpr int64_t kBlockFeatures = 1024;  // of a panel of gradients
+
+  int64_t widest() const { return kernels_->few_rows.vectors * kernels_->width; }
 
   const Kernels<T>* kernels_ = nullptr;
-  int64_t n_ = 0, k_ = 0;
-  std::vector<int64_t> begins_;  // first outputs, and the end of the last
-  std::vector<int64_t> owners_;  // first panels of each thread, and the end of the last
+  int64_t m_ = 0, n_ = 0, k_ = 0;
+  SparseSteps rows_, features_;  // of forward and of the gradient
+  WeightPanels<T> panels_;
+  struct Place {
+    int64_t row, column;
+  };
+  std::vector<Place> samples_;  // of x
 };
 
 // x[m, k] = background + s, where most of s is zero: pixels, indicators, counts of words as they
@@ -97,15 +129,17 @@ template <typename T>
 class SparseInput {
  public:
   SparseInput() = default;
-  // Of a layer with n outputs; `threads`: the most that will share its work.
-  SparseInput(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, Matrix<T> x, int threads)
-      : kernels_(&kernels), m_(m), n_(n), k_(k), x_(x), s_(x) {
-    if (m < kLeastRows || k < kLeastFeatures || n < kernels.width || m * k > kMostElements) return;
-    sample();
-    if (!likely_) return;
-    rows_ = Steps(m, kernels.wide.rows, k);
-    features_ = Steps(k, kernels.wide.rows, m);
-    panels_ = {kernels, n, k, threads};
+  SparseInput(const SparsePlan<T>& plan, Matrix<T> x)
+      : plan_(&plan),
+        kernels_(plan.kernels_),
+        m_(plan.m_),
+        n_(plan.n_),
+        k_(plan.k_),
+        x_(x),
+        s_(x),
+        rows_(plan.rows_),
+        features_(plan.features_) {
+    if (plan.fits()) sample();
   }
 
   // Whether a sample of x says that it pays to look at all of it. Only then may the rest be called.
@@ -127,10 +161,7 @@ class SparseInput {
     if (shifts_) rest_ = shared, s_ = {shared, k_, 1};
   }
 
-  const WeightPanels<T>& panels() const { return panels_; }
-  // Of each member's own buffer.
-  int64_t forward_elements() const { return likely_ ? (kTileDepth + 4) * widest() : 0; }
-  int64_t gradient_elements() const { return likely_ ? kBlockFeatures * widest() : 0; }
+  const WeightPanels<T>& panels() const { return plan_->panels(); }
 
   // Looks at x, by rows. All members have to wait before they go on.
   void scan(Member member) const {
@@ -161,21 +192,24 @@ class SparseInput {
   }
   bool gradient_pays() const { return gradient_cost(features_.listed()) < 1; }
 
-  // z[m, n] = x · weightᵀ, this member's columns. kept: where to keep the weight's panels, or where
-  // they are already if `packed`; null: nowhere. done(row, rows, column, columns, bias) is called
-  // for pieces of z as soon as they are whole; the bias includes the background's part, and may be
-  // null.
+  // z[m, n] = x · weightᵀ, this member's columns. kept: where the weight's panels are kept, and are
+  // already where they are ahead of it; null: nowhere. done(row, rows, column, columns, bias) is
+  // called for pieces of z as soon as they are whole; the bias includes the background's part, and
+  // may be null.
   template <typename Done>
-  void forward(Member member, Matrix<T> weight, const T* bias, T* kept, bool packed, T* buffer,
-               T* z, const Done& done) const {
+  void forward(Member member, Matrix<T> weight, const T* bias, const PanelWeight<T>* panel_weight,
+               T* buffer, T* z, const Done& done) const {
+    T* const kept = panel_weight ? panel_weight->panels : nullptr;
+    const bool packed = panel_weight && panel_weight->is_ahead;
     T *const some_sums = buffer, *const part_sums = some_sums + widest();
     T *const sums = part_sums + widest(), *const shifted = sums + widest();
-    for (int64_t p = panels_.first(member); p < panels_.last(member); ++p) {
-      const int64_t j = panels_.begin(p), width = panels_.width(p), columns = panels_.columns(p);
+    for (int64_t p = plan_->panels_.first(member); p < plan_->panels_.last(member); ++p) {
+      const int64_t j = plan_->panels_.begin(p), width = plan_->panels_.width(p),
+                    columns = plan_->panels_.columns(p);
       std::fill_n(sums, columns, T(0));
       for (int64_t part = 0; part < rows_.parts().count(); ++part) {
         const int64_t k0 = rows_.parts().begin(part), depth = rows_.parts().begin(part + 1) - k0;
-        T* const panel = kept ? kept + panels_.offset(p, k0) : shifted + widest();
+        T* const panel = kept ? kept + plan_->panels_.offset(p, k0) : shifted + widest();
         std::fill_n(part_sums, columns, T(0));
         for (int64_t f = 0; f < depth; f += kPackDepth) {
           const int64_t count = std::min(kPackDepth, depth - f);
@@ -208,8 +242,8 @@ class SparseInput {
   }
 
   // The outputs whose gradients are this member's.
-  int64_t begin(Member member) const { return panels_.begin(panels_.first(member)); }
-  int64_t end(Member member) const { return panels_.begin(panels_.last(member)); }
+  int64_t begin(Member member) const { return plan_->panels_.begin(plan_->panels_.first(member)); }
+  int64_t end(Member member) const { return plan_->panels_.begin(plan_->panels_.last(member)); }
 
   // weight[n, k] = dW = dzᵀ · x, this member's rows. dz[m, n] has a row more, in which the member
   // has to write its columns of db = dzᵀ · 1 before. done(row, rows) is called for rows of dW as
@@ -220,11 +254,12 @@ class SparseInput {
   template <typename Done>
   void gradient(Member member, Matrix<T> dz, T* kept, T scale, T* buffer, T* weight,
                 const Done& done) const {
-    for (int64_t p = panels_.first(member); p < panels_.last(member); ++p) {
-      const int64_t j = panels_.begin(p), width = panels_.width(p), columns = panels_.columns(p);
+    for (int64_t p = plan_->panels_.first(member); p < plan_->panels_.last(member); ++p) {
+      const int64_t j = plan_->panels_.begin(p), width = plan_->panels_.width(p),
+                    columns = plan_->panels_.columns(p);
       for (int64_t tile = 0; tile < features_.count();) {
         const int64_t from = features_.begin(tile), first_tile = tile;
-        T* const panel = kept ? kept + panels_.offset(p, from) : buffer;
+        T* const panel = kept ? kept + plan_->panels_.offset(p, from) : buffer;
         while (tile < features_.count() && features_.begin(tile + 1) - from <= kBlockFeatures)
           ++tile;
         for_runs(columns, dz.at(m_, j).data, 1, [&](int64_t c, int64_t count, bool whole) {
@@ -233,60 +268,15 @@ class SparseInput {
             multiply_all(t, whole, dz.at(0, j + c), count, to, width, kept, scale);
           }
         });
-        if (weight) panels_.unpack(p, from, features_.begin(tile) - from, panel, weight);
+        if (weight) plan_->panels_.unpack(p, from, features_.begin(tile) - from, panel, weight);
       }
       done(j, columns);
     }
   }
 
  private:
-  // What one product sums over: for each tile of its rows the steps that count.
-  class Steps {
-   public:
-    Steps() = default;
-    Steps(int64_t rows, int64_t tile, int64_t depth)
-        : tiles_(rows, divide_up(rows, tile)), parts_(depth, divide_up(depth, kTileDepth)) {}
-
-    int64_t count() const { return tiles_.count(); }
-    int64_t begin(int64_t tile) const { return tiles_.begin(tile); }
-    const EvenParts& parts() const { return parts_; }
-    int64_t elements() const { return tiles_.count() * (parts_.total() + 2 * parts_.count()); }
-    void place(int32_t* begin) { counts_ = begin; }
-
-    int32_t* list(int64_t tile, int64_t part) const {
-      return counts_ + tiles_.count() * parts_.count() + tile * (parts_.total() + parts_.count()) +
-             parts_.begin(part) + part;
-    }
-    int64_t count(int64_t tile, int64_t part) const {
-      return counts_[tile * parts_.count() + part];
-    }
-    // write(from, count, list) lists the steps of one part, which begins at `from`, and returns
-    // their number; the list has room for one more.
-    template <typename Write>
-    void list(int64_t tile, const Write& write) const {
-      for (int64_t part = 0; part < parts_.count(); ++part) {
-        const int64_t from = parts_.begin(part), count = parts_.begin(part + 1) - from;
-        counts_[tile * parts_.count() + part] =
-            static_cast<int32_t>(write(from, count, list(tile, part)));
-      }
-    }
-    // The fraction of all steps.
-    double listed() const {
-      int64_t steps = 0;
-      for (int64_t i = 0; i < tiles_.count() * parts_.count(); ++i) steps += counts_[i];
-      return static_cast<double>(steps) / static_cast<double>(tiles_.count() * parts_.total());
-    }
-
-   private:
-    EvenParts tiles_, parts_;
-    int32_t* counts_ = nullptr;  // and, after them, the lists
-  };
-
-  static constexpr int64_t kLeastRows = 16, kLeastFeatures = 64;
-  // Of x: what is scanned takes memory, five bytes an element.
-  static constexpr int64_t kMostElements = 1 << 22;
-  static constexpr int kSamples = 128;
-  static constexpr int64_t kBlockFeatures = 1024;  // of a panel of gradients
+  static constexpr int kSamples = SparsePlan<T>::kSamples;
+  static constexpr int64_t kBlockFeatures = SparsePlan<T>::kBlockFeatures;
   // Features of a packed panel whose sums are formed while they are in the first-level cache.
   static constexpr int64_t kPackDepth = 64;
 
@@ -304,10 +294,7 @@ class SparseInput {
     T values[kSamples];
     int votes = 0;
     for (int i = 0; i < kSamples; ++i) {
-      // By the golden ratio, so that no regular pattern of x meets them.
-      const double place = std::fmod(i * 0.6180339887498949, 1.0) * static_cast<double>(m_ * k_);
-      const int64_t element = static_cast<int64_t>(place);
-      values[i] = *x_.at(element / k_, element % k_).data;
+      values[i] = *x_.at(plan_->samples_[i].row, plan_->samples_[i].column).data;
       if (votes == 0) background_ = values[i];
       votes += values[i] == background_ ? 1 : -1;
     }
@@ -400,29 +387,29 @@ class SparseInput {
   }
 
   // One tile: of all steps, or of those listed and `more` after them.
-  void multiply(const Steps& steps, int64_t tile, int64_t part, bool whole, int64_t more,
+  void multiply(const SparseSteps& steps, int64_t tile, int64_t part, bool whole, int64_t more,
                 Matrix<T> a, Matrix<T> b, int64_t columns, T* c, int64_t c_stride, bool accumulate,
                 T scale) const {
     const int64_t depth = steps.parts().begin(part + 1) - steps.parts().begin(part);
-    record_kernel<T>("listed", kernels_->isa, kernels_->wide.rows, static_cast<int>(widest()));
+    record_kernel<T>("listed", kernels_->isa, kernels_->few_rows.rows, static_cast<int>(widest()));
     kernels_->gemm[steps.begin(tile + 1) - steps.begin(tile)][divide_up(columns, kernels_->width)](
         whole ? depth : steps.count(tile, part) + more, whole ? nullptr : steps.list(tile, part),
         a.data, a.row_stride, a.col_stride, b.data, b.row_stride, c, c_stride, columns, accumulate,
         scale);
   }
 
-  int64_t widest() const { return kernels_->wide.vectors * kernels_->width; }
+  int64_t widest() const { return plan_->widest(); }
 
+  const SparsePlan<T>* plan_ = nullptr;
   const Kernels<T>* kernels_ = nullptr;
   int64_t m_ = 0, n_ = 0, k_ = 0;
   Matrix<T> x_, s_;
   T background_ = 0;
   bool shifts_ = false;  // whether the background is another value than zero: decided once, for all
   bool likely_ = false;
-  Steps rows_, features_;  // of forward and of the gradient
-  WeightPanels<T> panels_;
-  uint8_t* marks_ = nullptr;  // [m, k]: where x is not the background
-  T* rest_ = nullptr;         // s
+  SparseSteps rows_, features_;  // of forward and of the gradient
+  uint8_t* marks_ = nullptr;     // [m, k]: where x is not the background
+  T* rest_ = nullptr;            // s
 };
 
 }  // namespace fastmlp::cpu

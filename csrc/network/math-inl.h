@@ -1,4 +1,4 @@
-// Activations and their derivatives. Included inside a target region, after vec_<isa>.h.
+// Elementary functions. Included inside a target region, after vec_<isa>.h.
 
 // Polynomial coefficients, lowest power first, from Chebyshev interpolation at 50 digits
 // (mpmath.chebyfit).
@@ -159,144 +159,32 @@ struct Normal {
   }
 };
 
-// Each activation: value(z, slope), and gradient(g, saved, slope) = g · activation'(saved).
-// Formulas, order of operations and with them the results at NaN and infinity are torch's.
-template <typename T, Activation activation>
-struct ActivationMath {
-  using V = Vec<T>;
-  using Reg = typename V::Reg;
-
-  static FASTMLP_INLINE Reg value(Reg z, Reg slope) {
-    const auto one = V::set1(T(1));
-    if constexpr (activation == Activation::relu) return V::max(V::zero(), z);
-    if constexpr (activation == Activation::leaky_relu)
-      return V::select(V::is_positive(z), z, V::mul(z, slope));
-    if constexpr (activation == Activation::elu)
-      return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), slope), z);
-    if constexpr (activation == Activation::sigmoid) return sigmoid<T>(z);
-    if constexpr (activation == Activation::tanh) return tanh<T>(z);
-    if constexpr (activation == Activation::gelu) return V::mul(z, Normal<T>(z).cdf);
-    if constexpr (activation == Activation::gelu_tanh) {
-      return V::mul(V::mul(V::set1(T(0.5)), z), V::add(one, tanh<T>(inner(z))));
-    }
-    if constexpr (activation == Activation::silu)
-      return V::div(z, V::add(one, exp<T>(V::sub(V::zero(), z))));
-    return z;
-  }
-
-  static FASTMLP_INLINE Reg gradient(Reg g, Reg s, Reg slope) {
-    const auto one = V::set1(T(1));
-    if constexpr (activation == Activation::relu)
-      return V::select(V::is_not_positive(s), V::zero(), g);
-    if constexpr (activation == Activation::leaky_relu)
-      return V::select(V::is_positive(s), g, V::mul(g, slope));
-    if constexpr (activation == Activation::elu) {
-      return V::select(V::is_positive(s), g, V::mul(V::mul(g, slope), exp<T>(s)));
-    }
-    if constexpr (activation == Activation::sigmoid) return V::mul(V::mul(g, V::sub(one, s)), s);
-    if constexpr (activation == Activation::tanh)
-      return V::mul(g, V::fma(V::sub(V::zero(), s), s, one));
-    if constexpr (activation == Activation::gelu) {
-      const Normal<T> normal(s);
-      return V::mul(g, V::fma(s, normal.pdf, normal.cdf));
-    }
-    if constexpr (activation == Activation::gelu_tanh) {
-      const auto t = tanh<T>(inner(s));
-      const auto left = V::mul(V::set1(T(0.5)), V::add(one, t));
-      const auto slope_of_inner =
-          V::mul(V::set1(T(kRootTwoOverPi)), V::fma(V::set1(T(3 * kCubic)), V::mul(s, s), one));
-      const auto right = V::mul(
-          V::mul(V::mul(V::set1(T(0.5)), s), V::fma(V::sub(V::zero(), t), t, one)), slope_of_inner);
-      return V::mul(g, V::add(left, right));
-    }
-    if constexpr (activation == Activation::silu) {
-      const auto p = sigmoid<T>(s);
-      return V::mul(V::mul(g, p), V::fma(s, V::sub(one, p), one));
-    }
-    return g;
-  }
-
- private:
-  // gelu_tanh (Hendrycks and Gimpel 2016): z/2·(1 + tanh(√(2/π)·(z + 0.044715·z³))).
-  static constexpr double kRootTwoOverPi = 0.79788456080286535588, kCubic = 0.044715;
-  static FASTMLP_INLINE Reg inner(Reg z) {
-    const auto cube = V::mul(V::mul(z, z), z);
-    return V::mul(V::set1(T(kRootTwoOverPi)), V::fma(V::set1(T(kCubic)), cube, z));
-  }
-};
-
-// Walks [rows, n] by vectors: to each (row, column), with the mask of the elements that are there,
-// `store` is given what `load` has made of it. Some rows are loaded before the first of them is
-// stored: a masked store and a masked load of the neighbouring row look to the processor as if they
-// overlapped, and the load waits (33 of 90 µs for a layer 8-8 at batch 4096).
-constexpr int kRowsAtOnce = 4;
-
-template <typename T, typename Load, typename Store>
-FASTMLP_INLINE void by_vectors(int64_t rows, int64_t n, const Load& load, const Store& store) {
-  using V = Vec<T>;
-  for (int64_t i = 0; i < rows; i += kRowsAtOnce) {
-    const int64_t count = rows - i < kRowsAtOnce ? rows - i : kRowsAtOnce;
-    for (int64_t j = 0; j < n; j += V::width) {
-      const auto mask = V::first(n - j < V::width ? n - j : V::width);
-      typename V::Reg value[kRowsAtOnce];
-      FASTMLP_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        if (r < count) value[r] = load(i + r, j, mask);
-      }
-      FASTMLP_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        if (r >= count) break;
-        store(i + r, j, mask, value[r]);
-      }
-    }
-  }
-}
-
-template <typename T, int activation>
-void activate(int64_t rows, int64_t n, T* z, T* y, int64_t stride, const T* bias, T slope) {
-  using V = Vec<T>;
-  using Math = ActivationMath<T, static_cast<Activation>(activation)>;
-  const auto slopes = V::set1(slope);
-  by_vectors<T>(
-      rows, n,
-      [&](int64_t i, int64_t j, auto mask) FASTMLP_INLINED {
-        const auto sum = V::load(z + i * stride + j, mask);
-        return bias ? V::add(sum, V::load(bias + j, mask)) : sum;
-      },
-      [&](int64_t i, int64_t j, auto mask, auto sum) FASTMLP_INLINED {
-        if (z != y) V::store(z + i * stride + j, sum, mask);
-        V::store(y + i * stride + j, Math::value(sum, slopes), mask);
-      });
-}
-
-template <typename T, int activation>
-void derive(int64_t rows, int64_t n, const T* incoming, int64_t incoming_stride, const T* saved,
-            int64_t saved_stride, T* grad, int64_t grad_stride, T slope) {
-  using V = Vec<T>;
-  using Math = ActivationMath<T, static_cast<Activation>(activation)>;
-  const auto slopes = V::set1(slope);
-  by_vectors<T>(
-      rows, n,
-      [&](int64_t i, int64_t j, auto mask)
-          FASTMLP_INLINED { return V::load(incoming + i * incoming_stride + j, mask); },
-      [&](int64_t i, int64_t j, auto mask, auto g) FASTMLP_INLINED {
-        const auto s = V::load(saved + i * saved_stride + j, mask);
-        V::store(grad + i * grad_stride + j, Math::gradient(g, s, slopes), mask);
-      });
-}
-
+// Zero in place of subnormal numbers. What decays without end, as the moments of a gradient that
+// stays zero, ends at them, and each operation on one takes as long as a hundred others.
 template <typename T>
-void combine(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* factor,
-             const T* addend, int64_t addend_stride, T* c, int64_t c_stride) {
+FASTMLP_INLINE typename Vec<T>::Reg without_subnormals(typename Vec<T>::Reg a) {
   using V = Vec<T>;
-  by_vectors<T>(
-      rows, n,
-      [&](int64_t i, int64_t j, auto mask) FASTMLP_INLINED {
-        auto value = V::load(a + i * a_stride + j, mask);
-        if (factor) value = V::mul(value, V::load(factor + i * c_stride + j, mask));
-        if (addend) value = V::add(value, V::load(addend + i * addend_stride + j, mask));
-        return value;
-      },
-      [&](int64_t i, int64_t j, auto mask, auto value)
-          FASTMLP_INLINED { V::store(c + i * c_stride + j, value, mask); });
+  const auto excess = V::sub(V::abs(a), V::set1(std::numeric_limits<T>::min()));
+  return V::select(V::is_not_positive(excess), V::zero(), a);  // NaN stays
+}
+
+// torch.maximum: NaN where one of them is. Vec's max gives b then.
+template <typename T>
+FASTMLP_INLINE typename Vec<T>::Reg maximum(typename Vec<T>::Reg a, typename Vec<T>::Reg b) {
+  using V = Vec<T>;
+  const auto most = V::max(a, b);
+  return V::select(V::is_positive(a), most, V::select(V::is_not_positive(a), most, a));
+}
+
+// log(1 + e) for 0 <= e <= 1, by the series of 2 artanh(e / (2 + e)), to half a unit of the last
+// place of 1/9 to the power of its length.
+template <typename T>
+FASTMLP_INLINE typename Vec<T>::Reg log_of_one_and(typename Vec<T>::Reg e) {
+  using V = Vec<T>;
+  constexpr int terms = sizeof(T) == 4 ? 8 : 17;
+  const auto t = V::div(e, V::add(V::set1(T(2)), e)), square = V::mul(t, t);
+  auto series = V::set1(T(1.0 / (2 * terms + 1)));
+  for (int k = terms - 1; k >= 0; --k)
+    series = V::fma(series, square, V::set1(T(1.0 / (2 * k + 1))));
+  return V::mul(V::add(t, t), series);
 }

@@ -1,4 +1,4 @@
-#include "torch/memory.h"
+#include "cpu/memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>

@@ -1,0 +1,111 @@
+// The CPU behind the seam.
+#include "backend.h"
+
+#include <memory>
+
+#include "cpu/max_threads.h"
+#include "cpu/memory.h"
+#include "cpu/noise.h"
+#include "cpu/pass/loss.h"
+#include "cpu/pass/plans.h"
+#include "cpu/pass/step.h"
+
+namespace fastmlp::cpu {
+namespace {
+
+// A buffer for one call: small ones lie on the stack.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t elements) {
+    if (elements > kSmall) {
+      block_ = uninitialized({elements}, sizeof(T) == 4 ? at::kFloat : at::kDouble);
+      data_ = block_.template mutable_data_ptr<T>();
+    }
+  }
+  T* data() { return data_; }
+
+ private:
+  static constexpr int64_t kSmall = 16384 / sizeof(T);
+  alignas(64) T small_[kSmall];
+  T* data_ = small_;
+  at::Tensor block_;
+};
+
+template <typename T>
+Matrix<T> input_of(const NetworkSpec& spec, const NetworkMemory& memory) {
+  return {static_cast<const T*>(memory.input), spec.head.input_stride, 1};
+}
+
+class CpuBackend final : public Backend {
+ public:
+  bool takes(at::ScalarType dtype) const override {
+    return dtype == at::kFloat || dtype == at::kDouble;
+  }
+
+  at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype) const override {
+    return uninitialized(sizes, dtype);
+  }
+
+  void forward(const NetworkSpec& spec, const NetworkMemory& memory) const override {
+    dispatch(spec.head.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const auto plan = forward_plan<T>(spec, Machine<T>(max_threads()));
+      FirstLayer<T> first(plan->sparse(), input_of<T>(spec, memory));
+      Workspace<T> workspace(plan->workspace_elements() + first.elements());
+      plan->run(memory, first, workspace.data());
+    });
+  }
+
+  void backward(const NetworkSpec& spec, const NetworkMemory& memory) const override {
+    dispatch(spec.head.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      const Machine<T> machine(max_threads());
+      auto plan = backward_plan<T>(spec, machine, false);
+      const std::shared_ptr<const BackwardPlan<T>> dense = plan;  // whose sparse plan `first` reads
+      FirstLayer<T> first(dense->sparse(), input_of<T>(spec, memory));
+      if (first.looks_at_input()) plan = backward_plan<T>(spec, machine, true);
+      Workspace<T> workspace(plan->workspace_elements() + first.elements());
+      plan->run(memory, first, false, workspace.data());
+    });
+  }
+
+  std::unique_ptr<StepSequence> begin_steps(const StepArguments& arguments) const override {
+    return dispatch(arguments.network.head.dtype, [&](auto zero) -> std::unique_ptr<StepSequence> {
+      return std::make_unique<Steps<decltype(zero)>>(arguments, max_threads());
+    });
+  }
+
+  void gather(Dtype dtype, const void* from, int64_t stride, const int64_t* rows, int64_t count,
+              int64_t features, void* to) const override {
+    const int64_t size = size_of(dtype);
+    cpu::gather(from, stride * size, rows, count, features * size, to, max_threads());
+  }
+
+  void gather_bytes(Dtype dtype, const uint8_t* from, int64_t stride, const int64_t* rows,
+                    int64_t count, int64_t features, double scale, double shift,
+                    void* to) const override {
+    dispatch(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      cpu::gather<T>(from, stride, rows, count, features, static_cast<T>(scale),
+                     static_cast<T>(shift), static_cast<T*>(to), max_threads());
+    });
+  }
+
+  void draw_noise(Dtype dtype, double probability, double value, int64_t elements,
+                  void* out) const override {
+    dispatch(dtype, [&](auto zero) {
+      using T = decltype(zero);
+      fill_noise(probability, static_cast<T>(value), elements, static_cast<T*>(out));
+    });
+  }
+};
+
+const bool registered = [] {
+  static const CpuBackend backend;
+  register_backend(c10::DeviceType::CPU, &backend);
+  return true;
+}();
+
+}  // namespace
+}  // namespace fastmlp::cpu

@@ -1,0 +1,246 @@
+#include "cpu/pass/backward.h"
+
+#include <algorithm>
+
+#include "network/optimizers.h"
+
+namespace fastmlp::cpu {
+
+template <typename T>
+BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine,
+                              bool skips_background)
+    : spec_(spec),
+      machine_(machine),
+      kernels_(*machine.kernels),
+      skips_background_(skips_background),
+      layers_(spec.layers.size()),
+      first_(spec.first_trained()) {
+  const int64_t batch = spec.head.batch;
+  double cost = 0;
+  for (int64_t l = first_; l < layers_; ++l) {
+    const int64_t n = layer(l).out_features, k = layer(l).in_features;
+    const bool trains = layer(l).weight_gradient != Gradient::none;
+    if (trains) cost += product_cost(n, k, batch);
+    if (needs_input_gradient(l)) cost += product_cost(batch, k, n);
+    scratch_ = std::max(scratch_, aligned<T>(batch * n));
+    if (l + 1 < layers_ && keeps_skipped(l))
+      skipped_elements_ = std::max(skipped_elements_, aligned<T>(batch * n));
+    const int64_t stride = grad_stride(l);
+    weight_products_.push_back({kernels_,
+                                {trains ? n : 0, k, batch, {1, stride}, {input_stride(l), 1}},
+                                layer(l).weight_gradient == Gradient::added});
+    input_products_.push_back(
+        {kernels_,
+         {needs_input_gradient(l) ? batch : 0, k, n, {stride, 1}, {layer(l).weight_stride, 1}}});
+    buffers_.add_product(weight_products_.back());
+    buffers_.add_product(input_products_.back());
+  }
+  threads_ = team_size(cost, machine.max_threads);
+  if (layer(0).weight_gradient != Gradient::none) {
+    sparse_ = SparsePlan<T>(kernels_, batch, layer(0).out_features, layer(0).in_features,
+                            static_cast<int>(machine.max_threads));
+  }
+  if (skips_background_) {
+    buffers_.add(sparse_.gradient_elements());
+    // The row of db, after dz.
+    scratch_ = std::max(scratch_, aligned<T>((batch + 1) * layer(0).out_features));
+  }
+}
+
+template <typename T>
+bool BackwardPlan<T>::is_given(int64_t l) const {
+  return l + 1 == layers_ && layer(l).activation == 0 && !layer(l).noise &&
+         !(l == 0 && skips_background_);
+}
+
+// A run of the plan: where everything lies.
+template <typename T>
+struct BackwardPlan<T>::Run {
+  const BackwardPlan& plan;
+  const NetworkMemory& memory;
+  FirstLayer<T>& first;
+  const bool looks;  // at the input, which forward has not done
+  T* const scratch;
+  // dL/dy of a layer whose input is added to y, for the layer below; of one layer at a time, as it
+  // is read and written in the same place.
+  T* const skipped;
+  T* const buffers;
+  PanelWeight<T>* panels = nullptr;  // where the first layer's weight is updated in them
+
+  Run(const BackwardPlan& plan, const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked,
+      T* workspace)
+      : plan(plan),
+        memory(memory),
+        first(first),
+        looks(plan.skips_background_ && !has_looked),
+        scratch(workspace),
+        skipped(scratch + kScratches * plan.scratch_),
+        buffers(skipped + plan.skipped_elements_) {
+    if (looks) first.input().place(buffers + plan.buffers_.elements(plan.threads_));
+    if (plan.skips_background_ && plan.layer(0).weight_gradient == Gradient::added)
+      panels = first.panel_weight();
+  }
+
+  T* scratch_of(int64_t l) const { return scratch + (l % kScratches) * plan.scratch_; }
+  // dL/dz of a layer.
+  const T* grad_sums(int64_t l) const { return plan.is_given(l) ? grad_output() : scratch_of(l); }
+  const T* grad_output() const { return static_cast<const T*>(memory.grad_output); }
+  const T* input(int64_t l) const {
+    return static_cast<const T*>(l > 0 ? memory.layers[l - 1].output : memory.input);
+  }
+
+  void work(Member member) const {
+    const bool skips = plan.skips_background_;
+    if (looks) {
+      first.input().scan(member);
+      member.wait();
+    }
+    if (skips) first.input().scan_features(member);
+    if (through_output(member) || skips) member.wait();
+    if (panels && panels->is_ahead && !first.input().gradient_pays()) {
+      panels->unpack(member);
+      member.wait();
+    }
+    // A layer's weight may change once all members have used it for dx: one layer later.
+    for (int64_t l = plan.layers_ - 1; l >= plan.first_; --l) {
+      if (plan.needs_input_gradient(l)) compute_input(l, member);
+      if (l + 1 < plan.layers_) compute_parameters(l + 1, member);
+      if (plan.needs_input_gradient(l)) member.wait();
+    }
+    compute_parameters(plan.first_, member);
+  }
+
+  // dL/dz of the last layer. Whether there was anything to do.
+  bool through_output(Member member) const {
+    const int64_t last = plan.layers_ - 1, batch = plan.spec_.head.batch;
+    if (plan.is_given(last)) return false;
+    const int64_t n = plan.layer(last).out_features, begin = member.begin(batch);
+    const int64_t rows = member.end(batch) - begin, stride = plan.spec_.head.grad_output_stride;
+    const bool flat = stride == n;  // one long row then
+    through_activation(last, flat ? 1 : rows, flat ? rows * n : n, grad_output() + begin * stride,
+                       stride, begin * n, scratch_of(last) + begin * n);
+    return true;
+  }
+
+  // dL/dz of a piece that lies `at` in the layer's output, from dL/dy of it.
+  void through_activation(int64_t l, int64_t rows, int64_t columns, const T* incoming,
+                          int64_t stride, int64_t at, T* dz) const {
+    const LayerSpec& layer = plan.layer(l);
+    const LayerMemory& kept = memory.layers[l];
+    const int64_t n = layer.out_features;
+    if (layer.noise) {
+      plan.kernels_.combine(rows, columns, incoming, stride, static_cast<const T*>(kept.noise) + at,
+                            nullptr, 0, dz, n);
+      incoming = dz, stride = n;
+    }
+    if (layer.activation == 0 && incoming == dz) return;
+    const void* const saved = !saves_output(layer.activation) ? kept.sums
+                              : layer.is_output_activated()   ? kept.output
+                                                              : kept.activated;
+    // The identity saves nothing and reads nothing of it: its gradient is copied.
+    plan.kernels_.activate_backward[layer.activation](
+        rows, columns, incoming, stride, saved ? static_cast<const T*>(saved) + at : incoming,
+        saved ? n : stride, dz, n, layer.parameters);
+  }
+
+  // What dW is written to, or added to by its scale.
+  T* weight_sum(int64_t l) const {
+    const LayerMemory& layer = memory.layers[l];
+    return static_cast<T*>(plan.layer(l).weight_gradient == Gradient::added
+                               ? layer.weight_update->parameter
+                               : layer.weight_gradient);
+  }
+  T weight_scale(int64_t l) const {
+    return plan.layer(l).weight_gradient == Gradient::added
+               ? static_cast<T>(plain_rate(*memory.layers[l].weight_update))
+               : T(1);
+  }
+  void update(const Update& u, int64_t begin, int64_t rows, int64_t columns, int64_t stride) const {
+    plan.kernels_.update[u.optimizer](rows, columns, stride, begin, u, 1);
+  }
+
+  // dW = dzᵀ · x and db = the column sums of dz, and what becomes of them.
+  void compute_parameters(int64_t l, Member member) const {
+    const LayerSpec& layer = plan.layer(l);
+    const LayerMemory& to = memory.layers[l];
+    const int64_t n = layer.out_features, k = layer.in_features, stride = plan.grad_stride(l);
+    const T* const dz = grad_sums(l);
+    const bool trains_bias = layer.bias_gradient != Gradient::none;
+    T* const grad_bias = static_cast<T*>(to.bias_gradient);
+    const bool updates = layer.weight_gradient == Gradient::written && to.weight_update;
+    const auto weight_done = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      if (updates) update(*to.weight_update, i * k + j, rows, columns, k);
+    };
+    int64_t begin, end;  // the outputs whose bias is this member's
+    if (l == 0 && plan.skips_background_ && first.input().gradient_pays()) {
+      const SparseInput<T>& x = first.input();
+      begin = x.begin(member), end = x.end(member);
+      T* const sums = scratch_of(l) + plan.spec_.head.batch * n;
+      if (begin < end) sum_columns(l, begin, end, sums);
+      x.gradient(member, {dz, stride, 1}, panels ? panels->panels : nullptr,
+                 panels ? weight_scale(l) : T(1), plan.buffers_.of(buffers, member),
+                 panels && panels->may_be_ahead ? nullptr : weight_sum(l),
+                 [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, k); });
+      if (trains_bias) std::copy(sums + begin, sums + end, grad_bias + begin);
+    } else {
+      if (layer.weight_gradient != Gradient::none) {
+        plan.weight_products_[l - plan.first_].compute(
+            member, {dz, input(l), weight_sum(l), weight_scale(l)},
+            plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers), weight_done);
+      }
+      const int64_t groups = divide_up(n, plan.kernels_.width);
+      begin = member.begin(groups) * plan.kernels_.width;
+      end = std::min(n, member.end(groups) * plan.kernels_.width);
+      if (trains_bias && begin < end) sum_columns(l, begin, end, grad_bias);
+    }
+    if (trains_bias && to.bias_update && begin < end)
+      update(*to.bias_update, begin, 1, end - begin, n);
+  }
+
+  // db
+  void sum_columns(int64_t l, int64_t begin, int64_t end, T* sums) const {
+    plan.kernels_.column_sums(plan.spec_.head.batch, end - begin, grad_sums(l) + begin,
+                              plan.grad_stride(l), sums + begin);
+  }
+
+  // dx = dz · W, which becomes the dz of the layer below in the epilogue.
+  void compute_input(int64_t l, Member member) const {
+    const LayerSpec& layer = plan.layer(l);
+    const bool below = l > plan.first_;
+    T* const grad = below ? scratch_of(l - 1) : static_cast<T*>(memory.grad_input);
+    const bool keeps = below && plan.keeps_skipped(l - 1);
+    const bool given_skipped = l + 1 == plan.layers_;
+    const T* const added = given_skipped ? grad_output() : skipped;
+    const int64_t n = layer.in_features,
+                  added_stride = given_skipped ? plan.spec_.head.grad_output_stride : n;
+    plan.input_products_[l - plan.first_].compute(
+        member, {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad},
+        plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers),
+        [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+          const int64_t at = i * n + j;
+          T* dy = grad + at;
+          if (layer.skip || keeps) {
+            T* const sum = keeps ? skipped + at : dy;
+            plan.kernels_.combine(rows, columns, dy, n, nullptr,
+                                  layer.skip ? added + i * added_stride + j : nullptr, added_stride,
+                                  sum, n);
+            dy = sum;
+          }
+          if (below) through_activation(l - 1, rows, columns, dy, n, at, grad + at);
+        });
+  }
+};
+
+template <typename T>
+void BackwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked,
+                          T* workspace) const {
+  if (first_ == layers_) return;
+  const Run run(*this, memory, first, has_looked, workspace);
+  run_team(threads_, [&run](Member member) { run.work(member); });
+  if (run.panels) run.panels->is_ahead = run.panels->may_be_ahead && first.input().gradient_pays();
+}
+
+template class BackwardPlan<float>;
+template class BackwardPlan<double>;
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,60 @@
+// The whole network backward.
+#pragma once
+
+#include "cpu/pass/first_layer.h"
+#include "cpu/pass/machine.h"
+#include "cpu/product/product.h"
+#include "network/network.h"
+
+namespace fastmlp::cpu {
+
+// As ForwardPlan; skips_background: the first layer's weight gradient passes over what most of the
+// input is.
+template <typename T>
+class BackwardPlan {
+ public:
+  BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine, bool skips_background);
+
+  const NetworkSpec& spec() const { return spec_; }
+  const Machine<T>& machine() const { return machine_; }
+  bool skips_background() const { return skips_background_; }
+  const SparsePlan<T>& sparse() const { return sparse_; }
+  // As of ForwardPlan.
+  int64_t workspace_elements() const {
+    return kScratches * scratch_ + skipped_elements_ + buffers_.elements(threads_);
+  }
+  // has_looked: whether forward has looked at the input already, and what it found is still there.
+  void run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked, T* workspace) const;
+
+ private:
+  struct Run;
+
+  const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
+  bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }
+  bool keeps_skipped(int64_t l) const { return layer(l).skip && needs_input_gradient(l); }
+  // The last layer's dL/dz is the incoming gradient itself where there is nothing to go through.
+  bool is_given(int64_t l) const;
+  // From row to row of a layer's dL/dz, and of its input.
+  int64_t grad_stride(int64_t l) const {
+    return is_given(l) ? spec_.head.grad_output_stride : layer(l).out_features;
+  }
+  int64_t input_stride(int64_t l) const {
+    return l > 0 ? layer(l).in_features : spec_.head.input_stride;
+  }
+
+  // dz of three layers at once: one is written and one read for dx, the one above read for dW.
+  static constexpr int64_t kScratches = 3;
+
+  const NetworkSpec spec_;
+  const Machine<T> machine_;
+  const Kernels<T>& kernels_;
+  const bool skips_background_;
+  const int64_t layers_, first_;  // the layers below `first_` need no gradient
+  InlineVector<Product<T>, 4> weight_products_, input_products_;  // [layer - first_]
+  SparsePlan<T> sparse_;  // of the first layer's weight gradient
+  BufferPlan<T> buffers_;
+  int64_t scratch_ = 0, skipped_elements_ = 0;
+  int threads_ = 1;
+};
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,144 @@
+#include "cpu/pass/forward.h"
+
+#include <algorithm>
+
+namespace fastmlp::cpu {
+
+template <typename T>
+ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine)
+    : spec_(spec), machine_(machine), kernels_(*machine.kernels) {
+  const int64_t batch = spec.head.batch;
+  const LayerSpec& first = spec.layers[0];
+  sparse_ = SparsePlan<T>(kernels_, batch, first.out_features, first.in_features,
+                          static_cast<int>(machine.max_threads));
+  if (sparse_.fits()) buffers_.add(sparse_.forward_elements());
+  double cost = 0;
+  int64_t stride = spec.head.input_stride;
+  for (const LayerSpec& layer : spec.layers) {
+    cost += product_cost(batch, layer.out_features, layer.in_features);
+    if (!layer.keeps_output) scratch_ = std::max(scratch_, aligned<T>(batch * layer.out_features));
+    products_.push_back(
+        {kernels_,
+         {batch, layer.out_features, layer.in_features, {stride, 1}, {1, layer.weight_stride}}});
+    buffers_.add_product(products_.back());
+    stride = layer.out_features;
+  }
+  threads_ = team_size(cost, machine.max_threads);
+}
+
+// A run of the plan: where everything lies.
+template <typename T>
+struct ForwardPlan<T>::Run {
+  const ForwardPlan& plan;
+  const NetworkMemory& memory;
+  FirstLayer<T>& first;
+  T* buffers;
+  struct Sums {
+    T *sums, *activated, *output;  // the caller's, or scratch
+  };
+  InlineVector<Sums, 8> layers;
+
+  Run(const ForwardPlan& plan, const NetworkMemory& memory, FirstLayer<T>& first, T* workspace)
+      : plan(plan), memory(memory), first(first), buffers(workspace + 2 * plan.scratch_) {
+    for (int64_t l = 0; l < plan.spec_.layers.size(); ++l) {
+      const LayerMemory& layer = memory.layers[l];
+      T* const output =
+          layer.output ? static_cast<T*>(layer.output) : workspace + (l % 2) * plan.scratch_;
+      T* const activated = layer.activated ? static_cast<T*>(layer.activated) : output;
+      layers.push_back({layer.sums ? static_cast<T*>(layer.sums) : activated, activated, output});
+    }
+    if (first.looks_at_input())
+      first.input().place(buffers + plan.buffers_.elements(plan.threads_));
+  }
+
+  const T* input(int64_t l) const {
+    return l > 0 ? layers[l - 1].output : static_cast<const T*>(memory.input);
+  }
+  int64_t input_stride(int64_t l) const {
+    return l > 0 ? plan.spec_.layers[l].in_features : plan.spec_.head.input_stride;
+  }
+
+  void work(Member member) const {
+    if (first.looks_at_input()) {
+      first.input().scan(member);
+      member.wait();
+    }
+    PanelWeight<T>* const panels = first.panel_weight();
+    if (panels && panels->is_ahead && !first.is_sparse()) {
+      panels->unpack(member);
+      member.wait();
+    }
+    for (int64_t l = 0; l < plan.products_.size(); ++l) {
+      if (l > 0) member.wait();
+      if (l == 0 && first.is_sparse()) {
+        compute_sparse(member);
+      } else {
+        compute(l, member);
+      }
+    }
+  }
+
+  void compute_sparse(Member member) const {
+    const LayerSpec& layer = plan.spec_.layers[0];
+    const int64_t n = layer.out_features, stride = input_stride(0);
+    first.input().forward(member,
+                          {static_cast<const T*>(memory.layers[0].weight), layer.weight_stride, 1},
+                          static_cast<const T*>(memory.layers[0].bias), first.panel_weight(),
+                          plan.buffers_.of(buffers, member), layers[0].sums,
+                          [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
+                            finish(0, rows, columns, n, i * n + j, i * stride + j, stride, bias);
+                          });
+  }
+
+  void compute(int64_t l, Member member) const {
+    const LayerSpec& layer = plan.spec_.layers[l];
+    const T* const bias = static_cast<const T*>(memory.layers[l].bias);
+    const int64_t n = layer.out_features, stride = input_stride(l);
+    // A single column is handled as a row, by whole vectors, with its bias repeated.
+    constexpr int64_t kRun = 64;
+    T repeated[kRun];
+    const bool column = n == 1;
+    if (column && bias) std::fill(repeated, repeated + kRun, *bias);
+    plan.products_[l].compute(
+        member, {input(l), static_cast<const T*>(memory.layers[l].weight), layers[l].sums},
+        plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers),
+        [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+          if (!column) {
+            finish(l, rows, columns, n, i * n + j, i * stride + j, stride,
+                   bias ? bias + j : nullptr);
+            return;
+          }
+          for (const int64_t end = i + rows; i < end; i += kRun)
+            finish(l, 1, std::min(kRun, end - i), 1, i, i, 1, bias ? repeated : nullptr);
+        });
+  }
+
+  // The epilogue, from a piece of the sums to the output, with the piece's place in them and in the
+  // input.
+  void finish(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t at,
+              int64_t input_at, int64_t input_stride, const T* bias) const {
+    const LayerSpec& layer = plan.spec_.layers[l];
+    T* const y = layers[l].activated + at;
+    if (layer.activation != 0 || bias) {
+      plan.kernels_.activate[layer.activation](rows, columns, layers[l].sums + at, y, stride, bias,
+                                               layer.parameters);
+    }
+    if (layer.is_output_activated()) return;
+    const T* const noise = static_cast<const T*>(memory.layers[l].noise);
+    plan.kernels_.combine(rows, columns, y, stride, layer.noise ? noise + at : nullptr,
+                          layer.skip ? input(l) + input_at : nullptr, input_stride,
+                          layers[l].output + at, stride);
+  }
+};
+
+template <typename T>
+void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const {
+  const Run run(*this, memory, first, workspace);
+  run_team(threads_, [&run](Member member) { run.work(member); });
+  if (first.panel_weight() && !first.is_sparse()) first.panel_weight()->is_ahead = false;
+}
+
+template class ForwardPlan<float>;
+template class ForwardPlan<double>;
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,38 @@
+// The whole network forward.
+#pragma once
+
+#include "cpu/pass/first_layer.h"
+#include "cpu/pass/machine.h"
+#include "cpu/product/product.h"
+#include "network/network.h"
+
+namespace fastmlp::cpu {
+
+// All that depends on shapes, strides and the machine alone: made once, run with any memory.
+template <typename T>
+class ForwardPlan {
+ public:
+  ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine);
+
+  const NetworkSpec& spec() const { return spec_; }
+  const Machine<T>& machine() const { return machine_; }
+  const SparsePlan<T>& sparse() const { return sparse_; }
+  int threads() const { return threads_; }
+  // What it takes beside that of FirstLayer::elements(), which comes after it.
+  int64_t workspace_elements() const { return 2 * scratch_ + buffers_.elements(threads_); }
+  void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
+
+ private:
+  struct Run;
+
+  const NetworkSpec spec_;
+  const Machine<T> machine_;
+  const Kernels<T>& kernels_;
+  InlineVector<Product<T>, 4> products_;
+  SparsePlan<T> sparse_;  // of the first layer, in place of its product where that pays
+  BufferPlan<T> buffers_;
+  int64_t scratch_ = 0;  // elements of one of the two buffers for outputs that nobody keeps
+  int threads_ = 1;
+};
+
+}  // namespace fastmlp::cpu

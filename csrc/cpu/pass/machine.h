@@ -1,0 +1,62 @@
+// What a plan depends on beside the network: the processor's side of it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/isa/isa.h"
+#include "cpu/kernels/table.h"
+#include "cpu/product/matrix.h"
+#include "cpu/team.h"
+
+namespace fastmlp::cpu {
+
+template <typename T>
+struct Machine {
+  const Kernels<T>* kernels = &active_kernels<T>();
+  int64_t cache_bytes = second_level_cache_bytes();
+  int64_t max_threads = 1;
+
+  explicit Machine(int64_t threads) : max_threads(threads) {}
+  bool operator==(const Machine& other) const {
+    return kernels == other.kernels && cache_bytes == other.cache_bytes &&
+           max_threads == other.max_threads;
+  }
+};
+
+// A product's multiplications and what it costs beside them, counted in them: reading a and b, and
+// writing c.
+inline double product_cost(int64_t m, int64_t n, int64_t k) {
+  const double rows = static_cast<double>(m), columns = static_cast<double>(n),
+               depth = static_cast<double>(k);
+  return rows * columns * depth + (rows + columns) * depth + 4 * rows * columns;
+}
+
+// A second thread costs a few microseconds to wake and to wait for: it is worth that from about so
+// much work a thread on.
+inline constexpr double kCostPerThread = 200e3;
+
+inline int team_size(double cost, int64_t max_threads) {
+  return static_cast<int>(std::clamp(cost / kCostPerThread, 1.0, static_cast<double>(max_threads)));
+}
+
+// A buffer for all members of the team and one of its own for each, of what the largest of all
+// products needs.
+template <typename T>
+class BufferPlan {
+ public:
+  template <typename Product>
+  void add_product(const Product& product) {
+    add(product.buffer_elements());
+    shared_ = std::max(shared_, aligned<T>(product.shared_elements()));
+  }
+  void add(int64_t elements) { own_ = std::max(own_, aligned<T>(elements)); }
+  int64_t elements(int threads) const { return shared_ + own_ * threads; }
+  T* shared(T* begin) const { return begin; }
+  T* of(T* begin, Member member) const { return begin + shared_ + member.index * own_; }
+
+ private:
+  int64_t own_ = 0, shared_ = 0;
+};
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,146 @@
+#include "cpu/pass/step.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "cpu/memory.h"
+#include "cpu/pass/loss.h"
+#include "network/saved.h"
+
+namespace fastmlp::cpu {
+
+template <typename T>
+constexpr at::ScalarType kScalarType = sizeof(T) == 4 ? at::kFloat : at::kDouble;
+
+template <typename T>
+Steps<T>::Steps(const StepArguments& arguments, int64_t max_threads)
+    : StepSequence(arguments), machine_(max_threads), memory_(arguments.memory) {}
+
+template <typename T>
+Steps<T>::~Steps() {
+  if (panels_.panels) panels_.flush(static_cast<int>(machine_.max_threads));
+}
+
+template <typename T>
+void Steps<T>::plan(int64_t rows, int64_t input_stride) {
+  if (forward_ && spec_.head.batch == rows && spec_.head.input_stride == input_stride) return;
+  const int64_t features = arguments_.network.layers.back().out_features;
+  spec_ = arguments_.network;
+  spec_.head.batch = rows;
+  spec_.head.input_stride = input_stride;
+  spec_.head.grad_output_stride = features;
+  auto& updates = arguments_.updates;
+  int64_t gradients = 0;
+  const auto spec_of = [&](size_t i) -> LayerSpec& {
+    return spec_.layers[arguments_.parameters[i].layer];
+  };
+  for (size_t i = 0; i < updates.size(); ++i) {
+    // Without clipping each gradient is used up as soon as it is there, and that of a weight whose
+    // update is plain is never written, unless it is a sum of several parts: each of them would
+    // round the weight anew.
+    if (!arguments_.parameters[i].is_bias && !clips() && is_plain(updates[i]) &&
+        rows <= kTileDepth) {
+      spec_of(i).weight_gradient = Gradient::added;
+    } else {
+      gradients += aligned<T>(updates[i].elements);
+    }
+  }
+  keep_for_gradients(spec_);
+  forward_ = forward_plan<T>(spec_, machine_);
+  backward_ = backward_plan<T>(spec_, machine_, false);
+  sparse_backward_ = nullptr;
+
+  const int64_t outputs = aligned<T>(rows * features);
+  const int64_t saved = aligned<T>(saved_elements(spec_));
+  workspace_elements_ = std::max(aligned<T>(forward_->workspace_elements()),
+                                 aligned<T>(backward_->workspace_elements()));
+  block_ = uninitialized({2 * outputs + saved + gradients + workspace_elements_}, kScalarType<T>);
+  T* next = block_.mutable_data_ptr<T>();
+  const auto take = [&next](int64_t elements) {
+    T* const begin = next;
+    next += elements;
+    return begin;
+  };
+  memory_.layers.back().output = take(outputs);
+  memory_.grad_output = take(outputs);
+  place_saved(spec_, take(saved), memory_);
+  for (size_t i = 0; i < updates.size(); ++i) {
+    LayerMemory& layer = memory_.layers[arguments_.parameters[i].layer];
+    const bool is_bias = arguments_.parameters[i].is_bias;
+    const bool written = is_bias || spec_of(i).weight_gradient == Gradient::written;
+    T* const gradient = written ? take(aligned<T>(updates[i].elements)) : nullptr;
+    (is_bias ? layer.bias_gradient : layer.weight_gradient) = gradient;
+    updates[i].gradient = gradient;
+    if (!clips()) (is_bias ? layer.bias_update : layer.weight_update) = &updates[i];
+  }
+  workspace_ = next;
+}
+
+// The first layer's weight in panels, from the first sparse input on.
+template <typename T>
+PanelWeight<T>* Steps<T>::panel_weight(const FirstLayer<T>& first) {
+  if (!adds_to_first_weight()) return nullptr;
+  if (!panels_.panels) {
+    if (!first.looks_at_input()) return nullptr;
+    panels_.layout = first.plan().panels();
+    panels_block_ = uninitialized({panels_.layout.elements()}, kScalarType<T>);
+    panels_.panels = panels_block_.mutable_data_ptr<T>();
+    panels_.weight = static_cast<T*>(memory_.layers[0].weight_update->parameter);
+    panels_.may_be_ahead = arguments_.is_alone;
+  }
+  return &panels_;
+}
+
+template <typename T>
+T* Steps<T>::workspace(int64_t elements) {
+  if (elements <= workspace_elements_) return workspace_;
+  if (!larger_.defined() || larger_.numel() < elements)
+    larger_ = uninitialized({elements}, kScalarType<T>);
+  return larger_.mutable_data_ptr<T>();
+}
+
+template <typename T>
+LossResult Steps<T>::step(StepBatch& batch) {
+  plan(batch.rows, batch.input_stride);
+  memory_.input = batch.input;
+  for (int64_t l = 0; l < batch.noise.size(); ++l) memory_.layers[l].noise = batch.noise[l];
+
+  FirstLayer<T> looked(forward_->sparse(),
+                       {static_cast<const T*>(batch.input), batch.input_stride, 1});
+  FirstLayer<T> first(looked, panel_weight(looked));
+  const int64_t forward_elements = aligned<T>(forward_->workspace_elements() + first.elements());
+  const bool may_skip = first.looks_at_input() && spec_.layers[0].weight_gradient != Gradient::none;
+  if (may_skip && !sparse_backward_) sparse_backward_ = backward_plan<T>(spec_, machine_, true);
+  // What forward has found of the input is still there in backward.
+  int64_t elements = forward_elements;
+  if (may_skip) elements += sparse_backward_->workspace_elements();
+  T* const memory = workspace(std::max(elements, workspace_elements_));
+  forward_->run(memory_, first, memory);
+
+  Loss& loss = batch.loss;
+  loss.batch = batch.rows;
+  loss.features = spec_.layers.back().out_features;
+  loss.prediction = memory_.layers.back().output;
+  loss.gradient = const_cast<void*>(memory_.grad_output);  // ours
+  const LossResult result = compute_loss<T>(loss, machine_.max_threads);
+
+  auto& updates = arguments_.updates;
+  if (updates.empty()) return result;
+  advance(updates);
+  const bool skips = may_skip && first.is_sparse();
+  const BackwardPlan<T>& backward = skips ? *sparse_backward_ : *backward_;
+  backward.run(memory_, first, true, skips ? memory + forward_elements : memory);
+  if (clips()) {
+    const double scale =
+        clipping_factor<T>(updates, arguments_.max_grad_norm, machine_.max_threads);
+    apply<T>(updates, scale, machine_.max_threads);
+  }
+  for (Update& update : updates) update.fresh = false;
+  return result;
+}
+
+template class Steps<float>;
+template class Steps<double>;
+
+}  // namespace fastmlp::cpu

@@ -1,0 +1,154 @@
+// The activations, each with all there is to know of it: its names, what backward reads of it, its
+// parameters, value(z, p) and gradient(g, s, p) = g · activation'(s), of the vector registers
+// Vec<T>::Reg. s is what `saved` tells, p are the parameters. Formulas, order of operations and
+// with them the results at NaN and infinity are torch's.
+//
+// To add one: a struct, and its name at the end of the list below. Included inside a target region,
+// after math-inl.h.
+
+struct Identity {
+  static constexpr ActivationInfo info{"identity", "Identity", Saved::nothing};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    return z;
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T>, const Reg<T>*) {
+    return g;
+  }
+};
+
+struct ReLU {
+  static constexpr ActivationInfo info{"relu", "ReLU", Saved::output};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::max(V::zero(), z);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> y, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::select(V::is_not_positive(y), V::zero(), g);
+  }
+};
+
+struct LeakyReLU {
+  static constexpr ActivationInfo info{
+      "leaky_relu", "LeakyReLU", Saved::sums, {{"negative_slope", 0.01}}};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_positive(z), z, V::mul(z, p[0]));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_positive(z), g, V::mul(g, p[0]));
+  }
+};
+
+// Clevert, Unterthiner and Hochreiter 2016.
+struct ELU {
+  static constexpr ActivationInfo info{"elu", "ELU", Saved::sums, {{"alpha", 1}}};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), p[0]), z);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_positive(z), g, V::mul(V::mul(g, p[0]), exp<T>(z)));
+  }
+};
+
+struct Sigmoid {
+  static constexpr ActivationInfo info{"sigmoid", "Sigmoid", Saved::output};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    return sigmoid<T>(z);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> y, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::mul(V::mul(g, V::sub(V::set1(T(1)), y)), y);
+  }
+};
+
+struct Tanh {
+  static constexpr ActivationInfo info{"tanh", "Tanh", Saved::output};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    return tanh<T>(z);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> y, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::mul(g, V::fma(V::sub(V::zero(), y), y, V::set1(T(1))));
+  }
+};
+
+// Hendrycks and Gimpel 2016: z·Φ(z).
+struct GELU {
+  static constexpr ActivationInfo info{"gelu",  "GELU",        Saved::sums, {},
+                                       nullptr, "approximate", "none"};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    return Vec<T>::mul(z, Normal<T>(z).cdf);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const Normal<T> normal(z);
+    return V::mul(g, V::fma(z, normal.pdf, normal.cdf));
+  }
+};
+
+// The same approximately: z/2·(1 + tanh(√(2/π)·(z + 0.044715·z³))).
+struct GELUTanh {
+  static constexpr ActivationInfo info{"gelu_tanh", "GELU",        Saved::sums, {},
+                                       "gelu",      "approximate", "tanh"};
+  static constexpr double kRootTwoOverPi = 0.79788456080286535588, kCubic = 0.044715;
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> inner(Reg<T> z) {
+    using V = Vec<T>;
+    const auto cube = V::mul(V::mul(z, z), z);
+    return V::mul(V::set1(T(kRootTwoOverPi)), V::fma(V::set1(T(kCubic)), cube, z));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::mul(V::mul(V::set1(T(0.5)), z), V::add(V::set1(T(1)), tanh<T>(inner<T>(z))));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const auto one = V::set1(T(1)), half = V::set1(T(0.5));
+    const auto t = tanh<T>(inner<T>(z));
+    const auto left = V::mul(half, V::add(one, t));
+    const auto slope_of_inner =
+        V::mul(V::set1(T(kRootTwoOverPi)), V::fma(V::set1(T(3 * kCubic)), V::mul(z, z), one));
+    const auto right =
+        V::mul(V::mul(V::mul(half, z), V::fma(V::sub(V::zero(), t), t, one)), slope_of_inner);
+    return V::mul(g, V::add(left, right));
+  }
+};
+
+// Elfwing, Uchibe and Doya 2018: z·σ(z).
+struct SiLU {
+  static constexpr ActivationInfo info{"silu", "SiLU", Saved::sums};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::div(z, V::add(V::set1(T(1)), exp<T>(V::sub(V::zero(), z))));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const auto one = V::set1(T(1)), p = sigmoid<T>(z);
+    return V::mul(V::mul(g, p), V::fma(z, V::sub(one, p), one));
+  }
+};
+
+// Their places are their numbers: append, never reorder.
+using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU>;

@@ -1,0 +1,6 @@
+// All losses. Included inside a target region, after math-inl.h.
+#include "network/losses/cross_entropy-inl.h"
+#include "network/losses/elementwise-inl.h"
+
+// Their places are their numbers. To add one: its file, and its name in this list.
+using Losses = List<CrossEntropyLoss, CrossEntropyLossOfProbabilities, MSELoss, BCEWithLogitsLoss>;

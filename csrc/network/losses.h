@@ -1,0 +1,69 @@
+// What there is to know of a loss beside its formulas, which stand with it in losses/.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "network/optimizers.h"
+
+namespace fastmlp {
+
+inline constexpr int kMostLossOperands = 2, kMostLossOptions = 4;
+
+enum class Target {
+  classes,      // int64 [batch], in 0 … features - 1 or ignore_index
+  like_output,  // [batch, features]
+};
+
+// A tensor of the loss module; null: ones.
+struct LossOperandInfo {
+  const char* buffer = nullptr;  // the module's name for it
+  bool per_class = false;        // [features], else expanded to [batch, features]
+};
+
+enum class Reduction { mean, sum };
+
+struct Loss;
+
+struct LossInfo {
+  const char* name;  // the class in torch.nn
+  Target target;
+  LossOperandInfo operands[kMostLossOperands] = {};
+  OptionInfo options[kMostLossOptions] = {};  // attributes of the module
+  bool per_row = false;  // a row's losses depend on each other: torch takes dimension 1 for classes
+  // Works out what all rows share, before any of them.
+  void (*prepare)(Loss& loss) = nullptr;
+  // What the loss is where there are no classes; of a per_row loss.
+  double (*of_no_classes)(const Loss& loss) = nullptr;
+};
+
+// The loss of one batch. All but classes is of the network's dtype.
+struct Loss {
+  int kind = 0;
+  Reduction reduction = Reduction::mean;
+  int64_t batch = 0, features = 0;
+  const void* prediction = nullptr;  // [batch, features], contiguous
+  const void* target = nullptr;      // [batch, features], contiguous
+  const int64_t* classes = nullptr;
+  const void* operands[kMostLossOperands] = {};
+  double options[kMostLossOptions] = {};
+  int64_t ignore_index = -100;
+  void* gradient = nullptr;  // [batch, features], written; must not be prediction
+  bool single = true;        // of float32
+  // By prepare():
+  double denominator = 1;    // what the sum of all losses is divided by
+  double class_weights = 0;  // of all classes together
+
+  double elements() const { return static_cast<double>(batch) * static_cast<double>(features); }
+};
+
+struct LossResult {
+  double loss = 0;
+  int64_t correct = 0;  // rows whose greatest prediction is the target's class; of classes
+};
+
+// In the order of their numbers. One whose targets may be either kind stands twice in a row under
+// its name, of classes first.
+const std::vector<LossInfo>& losses();
+
+}  // namespace fastmlp

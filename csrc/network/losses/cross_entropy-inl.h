@@ -1,0 +1,175 @@
+// torch.nn.CrossEntropyLoss, of classes and of probabilities. Included inside a target region,
+// after math-inl.h.
+
+// p = softmax(z) for each row: exp(z - maximum) / sum, with both factors kept for the logarithm.
+// NaN and infinity give NaN, as in torch. n is at least 1.
+template <typename T>
+void softmax(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum) {
+  using V = Vec<T>;
+  T lanes[V::width];
+  for (int64_t i = 0; i < rows; ++i, z += n, p += n) {
+    T greatest = z[0];
+    if (n < V::width) {
+      for (int64_t j = 1; j < n; ++j) greatest = z[j] > greatest ? z[j] : greatest;
+    } else {
+      auto most = V::load(z + n - V::width);  // the last ones, of which some come twice
+      for (int64_t j = 0; j + V::width <= n; j += V::width) most = V::max(V::load(z + j), most);
+      V::store(lanes, most);
+      greatest = lanes[0];
+      for (int l = 1; l < V::width; ++l) greatest = lanes[l] > greatest ? lanes[l] : greatest;
+    }
+    const auto shift = V::set1(greatest);
+    auto sums = V::zero();
+    for (int64_t j = 0; j < n; j += V::width) {
+      const auto mask = V::first(n - j < V::width ? n - j : V::width);
+      const auto e = exp<T>(V::sub(V::load(z + j, mask), shift));
+      V::store(p + j, e, mask);
+      if (j + V::width <= n) sums = V::add(sums, e);
+    }
+    V::store(lanes, sums);
+    T total = lanes[0];
+    for (int l = 1; l < V::width; ++l) total += lanes[l];
+    for (int64_t j = n / V::width * V::width; j < n; ++j) total += p[j];
+    const T scale = T(1) / total;
+    for (int64_t j = 0; j < n; ++j) p[j] *= scale;
+    maximum[i] = greatest;
+    sum[i] = total;
+  }
+}
+
+// torch's argmax: the first of the greatest, NaN above all.
+template <typename T>
+int64_t argmax(int64_t n, const T* z) {
+  int64_t best = 0;
+  for (int64_t j = 1; j < n; ++j) {
+    if (z[j] > z[best] || (std::isnan(z[j]) && !std::isnan(z[best]))) best = j;
+  }
+  return best;
+}
+
+// A class's weight; 1 where there are none.
+template <typename T>
+FASTMLP_INLINE double class_weight(const Loss& loss, int64_t j) {
+  const T* const weights = static_cast<const T*>(loss.operands[0]);
+  return weights ? static_cast<double>(weights[j]) : 1.0;
+}
+
+// The mean is over the weights of the rows' classes.
+inline void prepare_classes(Loss& loss) {
+  const auto weight = [&](int64_t j) {
+    return loss.single ? class_weight<float>(loss, j) : class_weight<double>(loss, j);
+  };
+  for (int64_t j = 0; j < loss.features; ++j) loss.class_weights += weight(j);
+  if (loss.reduction != Reduction::mean) return;
+  loss.denominator = 0;
+  for (int64_t i = 0; i < loss.batch; ++i) {
+    if (loss.classes[i] != loss.ignore_index) loss.denominator += weight(loss.classes[i]);
+  }
+}
+
+struct CrossEntropyLoss {
+  enum Option { kLabelSmoothing };
+
+  static double of_no_classes(const Loss& loss) {  // torch divides nothing by their number
+    return loss.reduction == Reduction::mean || loss.options[kLabelSmoothing] > 0
+               ? std::numeric_limits<double>::quiet_NaN()
+               : 0;
+  }
+
+  static constexpr LossInfo info{
+      "CrossEntropyLoss", Target::classes, {{"weight", true}}, {{"label_smoothing"}}, true,
+      prepare_classes,    of_no_classes};
+  static constexpr int64_t kRows = 64;
+
+  template <typename T>
+  static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {
+    const int64_t n = loss.features;
+    const T* const prediction = static_cast<const T*>(loss.prediction);
+    T* const gradients = static_cast<T*>(loss.gradient);
+    const double smoothing = loss.options[kLabelSmoothing];
+    const double smooth = smoothing / static_cast<double>(n), keep = 1 - smoothing;
+    T maximum[kRows], sum[kRows];
+    softmax<T>(end - begin, n, prediction + begin * n, gradients + begin * n, maximum, sum);
+    LossResult result;
+    for (int64_t i = begin; i < end; ++i) {
+      const T* const z = prediction + i * n;
+      T* const gradient = gradients + i * n;
+      const int64_t label = loss.classes[i];
+      if (label == loss.ignore_index) {
+        for (int64_t j = 0; j < n; ++j) gradient[j] *= T(0);  // NaN stays, as in torch
+        continue;
+      }
+      // -log p of class j is `level` - z[j].
+      const double level =
+          static_cast<double>(maximum[i - begin]) + std::log(static_cast<double>(sum[i - begin]));
+      // Most wrong predictions are seen without looking at all of z. A NaN makes the sum one.
+      const bool possible = z[label] == maximum[i - begin] || std::isnan(sum[i - begin]);
+      result.correct += possible && argmax(n, z) == label;
+      const double own = keep * class_weight<T>(loss, label);
+      double total = own * (level - z[label]);
+      const double all = own + smooth * loss.class_weights;
+      if (smooth == 0) {
+        const T scale = static_cast<T>(all / loss.denominator);
+        for (int64_t j = 0; j < n; ++j) gradient[j] *= scale;
+      } else {
+        for (int64_t j = 0; j < n; ++j) {
+          const double share = smooth * class_weight<T>(loss, j);
+          total += share * (level - z[j]);
+          gradient[j] = static_cast<T>((gradient[j] * all - share) / loss.denominator);
+        }
+      }
+      gradient[label] -= static_cast<T>(own / loss.denominator);
+      result.loss += total;
+    }
+    return result;
+  }
+};
+
+inline void prepare_rows(Loss& loss) {
+  if (loss.reduction == Reduction::mean) loss.denominator = static_cast<double>(loss.batch);
+}
+
+struct CrossEntropyLossOfProbabilities {
+  enum Option { kLabelSmoothing };
+
+  static double of_no_classes(const Loss& loss) {
+    return loss.reduction == Reduction::mean ? std::numeric_limits<double>::quiet_NaN() : 0;
+  }
+
+  static constexpr LossInfo info{
+      "CrossEntropyLoss", Target::like_output, {{"weight", true}}, {{"label_smoothing"}}, true,
+      prepare_rows,       of_no_classes};
+  static constexpr int64_t kRows = CrossEntropyLoss::kRows;
+
+  template <typename T>
+  static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {
+    const int64_t n = loss.features;
+    const T* const prediction = static_cast<const T*>(loss.prediction);
+    const T* const targets = static_cast<const T*>(loss.target);
+    T* const gradients = static_cast<T*>(loss.gradient);
+    const double smoothing = loss.options[kLabelSmoothing];
+    const double smooth = smoothing / static_cast<double>(n), keep = 1 - smoothing;
+    T maximum[kRows], sum[kRows];
+    softmax<T>(end - begin, n, prediction + begin * n, gradients + begin * n, maximum, sum);
+    LossResult result;
+    for (int64_t i = begin; i < end; ++i) {
+      const T *const z = prediction + i * n, *const target = targets + i * n;
+      T* const gradient = gradients + i * n;
+      const double level =
+          static_cast<double>(maximum[i - begin]) + std::log(static_cast<double>(sum[i - begin]));
+      const auto share = [&](int64_t j) {
+        return class_weight<T>(loss, j) * (keep * target[j] + smooth);
+      };
+      double all = 0, total = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        all += share(j);
+        total += share(j) * (level - z[j]);
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        gradient[j] = static_cast<T>((gradient[j] * all - share(j)) / loss.denominator);
+      }
+      result.loss += total;
+    }
+    return result;
+  }
+};

@@ -1,0 +1,6 @@
+// All optimizers. Included inside a target region, after math-inl.h.
+#include "network/optimizers/adam-inl.h"
+#include "network/optimizers/sgd-inl.h"
+
+// Their places are their numbers. To add one: its file, and its name in this list.
+using Optimizers = List<SGD, Adam, AdamW>;

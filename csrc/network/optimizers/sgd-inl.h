@@ -1,0 +1,49 @@
+// torch.optim.SGD: Sutskever et al. 2013. The order of operations is that of torch's single-tensor
+// function.
+struct SGD {
+  enum Option { kLr, kMomentum, kDampening, kWeightDecay, kNesterov };
+  enum State { kBuffer };
+
+  static bool has_momentum(const double* o) { return o[kMomentum] != 0; }
+  static bool is_plain(const double* o) { return o[kMomentum] == 0 && o[kWeightDecay] == 0; }
+  static double rate(const Update& u) { return -u.options[kLr]; }
+  static void advance(Update&) {}
+
+  static constexpr OptimizerInfo info{
+      "SGD",
+      {{"lr"}, {"momentum"}, {"dampening"}, {"weight_decay"}, {"nesterov"}},
+      {{"momentum_buffer", has_momentum, 0, true}},
+      {},
+      advance,
+      is_plain,
+      rate};
+
+  template <typename T>
+  struct Rule {
+    using V = Vec<T>;
+    const bool decays, has_buffer, fresh, nesterov;
+    const Reg<T> decay, factor, rest, rate;
+
+    FASTMLP_INLINE explicit Rule(const Update& u)
+        : decays(u.options[kWeightDecay] != 0),
+          has_buffer(u.states[kBuffer]),
+          fresh(u.fresh),
+          nesterov(u.options[kNesterov] != 0),
+          decay(V::set1(T(u.options[kWeightDecay]))),
+          factor(V::set1(T(u.options[kMomentum]))),
+          rest(V::set1(T(1 - u.options[kDampening]))),
+          rate(V::set1(T(-u.options[kLr]))) {}
+
+    FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T> g, Reg<T>* states) const {
+      if (decays) g = V::fma(p, decay, g);
+      if (has_buffer) {
+        auto b = g;
+        if (!fresh) b = V::fma(states[kBuffer], factor, V::mul(g, rest));
+        b = without_subnormals<T>(b);
+        states[kBuffer] = b;
+        g = nesterov ? V::fma(b, factor, g) : b;
+      }
+      p = V::fma(g, rate, p);
+    }
+  };
+};

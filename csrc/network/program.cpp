@@ -1,0 +1,108 @@
+#include "network/program.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace fastmlp {
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw std::runtime_error("fastmlp: expected the program of a network, got one " + what);
+}
+
+// Reads numbers one after the other.
+template <typename Number>
+class Reader {
+ public:
+  Reader(const Number* begin, int64_t count) : next_(begin), end_(begin + count) {}
+  bool at_end() const { return next_ == end_; }
+  Number take(const char* what) {
+    if (at_end()) refuse(std::string("that ends before ") + what);
+    return *next_++;
+  }
+
+ private:
+  const Number* next_;
+  const Number* end_;
+};
+
+}  // namespace
+
+LayerOps& Program::add_linear(bool bias) {
+  LayerOps layer;
+  layer.weight = operands++;
+  if (bias) layer.bias = operands++;
+  layers.push_back(layer);
+  return layers.back();
+}
+
+bool Program::is_parameter(int operand) const {
+  for (const LayerOps& layer : layers) {
+    if (operand == layer.weight || operand == layer.bias) return true;
+  }
+  return false;
+}
+
+void encode(const Program& program, Numbers& numbers, Constants& constants) {
+  const auto add = [&](Op op) { numbers.push_back(static_cast<int64_t>(op)); };
+  for (const LayerOps& layer : program.layers) {
+    add(Op::linear);
+    numbers.push_back(layer.bias >= 0);
+    if (layer.activation != 0) {
+      add(Op::activation);
+      numbers.push_back(layer.activation);
+      const int count = activations()[layer.activation].parameter_count();
+      for (int i = 0; i < count; ++i) constants.push_back(layer.parameters[i]);
+    }
+    if (layer.noise >= 0) {
+      add(Op::noise);
+    } else if (layer.dropout > 0) {
+      add(Op::dropout);
+      constants.push_back(layer.dropout);
+    }
+    if (layer.skip) add(Op::skip);
+  }
+}
+
+Program decode(const int64_t* numbers, int64_t count, const double* constants,
+               int64_t constant_count) {
+  Program program;
+  Reader<int64_t> codes(numbers, count);
+  Reader<double> rest(constants, constant_count);
+  int64_t last = -1;  // op of the present layer
+  while (!codes.at_end()) {
+    const int64_t code = codes.take("an op");
+    if (code < 0 || code > static_cast<int64_t>(Op::skip))
+      refuse("with the unknown op " + std::to_string(code));
+    const Op op = static_cast<Op>(code);
+    if (op == Op::linear) {
+      program.add_linear(codes.take("whether there is a bias") != 0);
+      last = code;
+      continue;
+    }
+    if (program.layers.empty()) refuse("that does not begin with a linear op");
+    // A dropout and the noise that it becomes are one.
+    if (code <= last || (op == Op::noise && last == static_cast<int64_t>(Op::dropout)))
+      refuse("whose ops of a layer are out of order");
+    last = code;
+    LayerOps& layer = program.layers.back();
+    if (op == Op::activation) {
+      const int64_t number = codes.take("an activation");
+      if (number < 0 || number >= static_cast<int64_t>(activations().size()))
+        refuse("with the unknown activation " + std::to_string(number));
+      layer.activation = static_cast<int>(number);
+      for (int i = 0; i < activations()[number].parameter_count(); ++i)
+        layer.parameters[i] = rest.take("an activation's parameter");
+    } else if (op == Op::dropout) {
+      layer.dropout = rest.take("a dropout's probability");
+    } else if (op == Op::noise) {
+      layer.noise = program.operands++;
+    } else {
+      layer.skip = true;
+    }
+  }
+  if (!rest.at_end()) refuse("with more constants than its ops have");
+  return program;
+}
+
+}  // namespace fastmlp

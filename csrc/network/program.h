@@ -1,0 +1,52 @@
+// A network as a list of numbers over a list of tensors: the one form in which it goes through
+// Python, the operators' schema and saved graphs.
+#pragma once
+
+#include <cstdint>
+
+#include "network/activations.h"
+#include "network/inline_vector.h"
+
+namespace fastmlp {
+
+// What follows an op code in the program, the constants and the operands. Saved graphs hold the
+// codes: append, never reorder.
+enum class Op : int64_t {
+  linear,      // program: whether there is a bias; operands: weight, bias. Begins a layer
+  activation,  // program: its number; constants: its parameters
+  dropout,     // constants: the probability of a zero. Becomes `noise` when its numbers are drawn
+  noise,       // operands: what the layer's output is multiplied by, [batch, out_features]
+  skip,        // the layer's input is added to its output
+};
+
+// A layer's ops, which come in the order above, and its operands by their places; -1: none.
+struct LayerOps {
+  int weight = -1, bias = -1, noise = -1;
+  int activation = 0;
+  double parameters[kMostParameters] = {};
+  double dropout = 0;
+  bool skip = false;
+
+  // Whether its output is what the activation gives.
+  bool is_output_activated() const { return noise < 0 && !skip; }
+};
+
+struct Program {
+  InlineVector<LayerOps, 8> layers;
+  int operands = 0;
+
+  // Appends a layer of a linear op alone.
+  LayerOps& add_linear(bool bias);
+
+  // The operand that is a parameter of any layer: its weight or its bias.
+  bool is_parameter(int operand) const;
+};
+
+using Numbers = InlineVector<int64_t, 48>;
+using Constants = InlineVector<double, 16>;
+void encode(const Program& program, Numbers& numbers, Constants& constants);
+// Throws std::runtime_error with what is wrong.
+Program decode(const int64_t* numbers, int64_t count, const double* constants,
+               int64_t constant_count);
+
+}  // namespace fastmlp

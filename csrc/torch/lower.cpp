@@ -1,0 +1,76 @@
+#include "torch/lower.h"
+
+#include <ATen/ATen.h>
+
+namespace fastmlp {
+namespace {
+
+bool rows_are_contiguous(const at::Tensor& matrix) {
+  return matrix.size(1) <= 1 || (matrix.stride(1) == 1 && matrix.stride(0) >= 0);
+}
+
+}  // namespace
+
+at::Tensor as_rows(const at::Tensor& tensor) {
+  const int64_t features = tensor.size(-1);
+  const int64_t batch = c10::multiply_integers(tensor.sizes().slice(0, tensor.dim() - 1));
+  const at::Tensor rows = tensor.dim() == 2 ? tensor : tensor.reshape({batch, features});
+  return rows_are_contiguous(rows) ? rows : rows.contiguous();
+}
+
+Lowered lower(const Arguments& a) {
+  Lowered lowered;
+  lowered.input = as_rows(a.input);
+  // A single column is handled as a row.
+  if (a.program.layers[0].skip && lowered.input.size(1) == 1)
+    lowered.input = lowered.input.contiguous();
+  NetworkSpec& spec = lowered.spec;
+  spec.head.dtype = dtype_of(a.input);
+  spec.head.batch = lowered.input.size(0);
+  spec.head.input_stride = lowered.input.stride(0);
+  lowered.memory.input = lowered.input.const_data_ptr();
+  const auto readable = [&](const at::Tensor& tensor, bool is) -> const at::Tensor& {
+    if (is) return tensor;
+    lowered.copies.push_back(tensor.contiguous());
+    return lowered.copies.back();
+  };
+  for (const LayerOps& ops : a.program.layers) {
+    LayerSpec layer;
+    LayerMemory memory;
+    const at::Tensor& given = a.operands[ops.weight];
+    const at::Tensor& weight = readable(given, rows_are_contiguous(given));
+    layer.out_features = weight.size(0);
+    layer.in_features = weight.size(1);
+    layer.weight_stride = weight.stride(0);
+    memory.weight = weight.const_data_ptr();
+    if (ops.bias >= 0) {
+      const at::Tensor& bias = a.operands[ops.bias];
+      memory.bias = readable(bias, bias.is_contiguous()).const_data_ptr();
+      layer.bias = true;
+    }
+    layer.activation = ops.activation;
+    for (int i = 0; i < kMostParameters; ++i) layer.parameters[i] = ops.parameters[i];
+    if (ops.noise >= 0) {
+      memory.noise = a.operands[ops.noise].const_data_ptr();
+      layer.noise = true;
+    }
+    layer.skip = ops.skip;
+    spec.layers.push_back(layer);
+    lowered.memory.layers.push_back(memory);
+  }
+  return lowered;
+}
+
+void set_gradients(const Program& program, const Needs& needs, NetworkSpec& spec) {
+  if (needs.empty()) return;
+  spec.head.input_gradient = needs[0];
+  const auto gradient = [&](int operand) {
+    return operand >= 0 && needs[1 + operand] ? Gradient::written : Gradient::none;
+  };
+  for (int64_t l = 0; l < spec.layers.size(); ++l) {
+    spec.layers[l].weight_gradient = gradient(program.layers[l].weight);
+    spec.layers[l].bias_gradient = gradient(program.layers[l].bias);
+  }
+}
+
+}  // namespace fastmlp

@@ -1,0 +1,46 @@
+#include "torch/noise.h"
+
+#include <algorithm>
+
+#include "torch/lower.h"
+
+namespace fastmlp {
+
+bool has_dropout(const Program& program) {
+  return std::any_of(program.layers.begin(), program.layers.end(),
+                     [](const LayerOps& layer) { return layer.dropout > 0; });
+}
+
+void draw_noise(const Backend& backend, Dtype dtype, double dropout, int64_t elements, void* out) {
+  const double keeps = 1 - dropout;
+  // The quotient is formed in the dtype, as torch does.
+  const double value = keeps == 0 ? 0
+                       : dtype == Dtype::float32
+                           ? static_cast<double>(1.0f / static_cast<float>(keeps))
+                           : 1 / keeps;
+  backend.draw_noise(dtype, keeps, value, elements, out);
+}
+
+Drawn draw_noise(const Arguments& a) {
+  check_undrawn(a);  // so that an error leaves the generator as it was
+  const Backend& backend = *backend_of(a.input.device().type());
+  Drawn drawn;
+  const int64_t batch = a.batch();
+  for (const LayerOps& layer : a.program.layers) {
+    LayerOps& to = drawn.program.add_linear(layer.bias >= 0);
+    drawn.operands.push_back(a.operands[layer.weight]);
+    if (layer.bias >= 0) drawn.operands.push_back(a.operands[layer.bias]);
+    to.activation = layer.activation;
+    std::copy(layer.parameters, layer.parameters + kMostParameters, to.parameters);
+    to.skip = layer.skip;
+    if (layer.dropout <= 0) continue;
+    to.noise = drawn.program.operands++;
+    const at::Tensor noise =
+        backend.allocate({batch, a.operands[layer.weight].size(0)}, a.input.scalar_type());
+    draw_noise(backend, dtype_of(a.input), layer.dropout, noise.numel(), noise.mutable_data_ptr());
+    drawn.operands.push_back(noise);
+  }
+  return drawn;
+}
+
+}  // namespace fastmlp

@@ -1,0 +1,100 @@
+"""A network as the operators take it, and as torch's own operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmlp import _activations
+
+# Op of csrc/network/program.h
+_LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP = range(5)
+
+
+@dataclass
+class Layer:
+    """From x to activation(x @ weight.T + bias), then dropout, then + x where it skips."""
+
+    weight: Tensor
+    bias: Tensor | None
+    activation: int = 0
+    parameters: tuple[float, ...] = ()  # the activation's
+    dropout: float = 0.0  # a probability
+    skip: bool = False
+
+
+@dataclass
+class Network:
+    """Layers, one after the other."""
+
+    layers: list[Layer] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weights and biases."""
+        both = ((layer.weight, layer.bias) for layer in self.layers)
+        return [tensor for pair in both for tensor in pair if tensor is not None]
+
+    def encoded(self) -> tuple[list[Tensor], list[int], list[float]]:
+        """Operands, program and constants; dropout is still to be drawn."""
+        operands: list[Tensor] = []
+        program: list[int] = []
+        constants: list[float] = []
+        for layer in self.layers:
+            program += [_LINEAR, int(layer.bias is not None)]
+            operands += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+            if layer.activation:
+                program += [_ACTIVATION, layer.activation]
+                constants += layer.parameters
+            if layer.dropout > 0:
+                program.append(_DROPOUT)
+                constants.append(layer.dropout)
+            if layer.skip:
+                program.append(_SKIP)
+        return operands, program, constants
+
+    def drawn(self, input: Tensor) -> tuple[list[Tensor], list[int], list[float]]:
+        """The same with the noise of each dropout among the operands, as operations that can be
+        traced."""
+        operands: list[Tensor] = []
+        program: list[int] = []
+        constants: list[float] = []
+        rows = 1
+        for size in input.shape[:-1]:
+            rows *= size
+        for layer in self.layers:
+            one = Network([Layer(layer.weight, layer.bias, layer.activation, layer.parameters)])
+            for whole, part in zip((operands, program, constants), one.encoded(), strict=True):
+                whole += part  # type: ignore[operator]
+            if layer.dropout > 0:
+                ones = input.new_ones((rows, layer.weight.size(0)))
+                operands.append(F.dropout(ones, layer.dropout))
+                program.append(_NOISE)
+            if layer.skip:
+                program.append(_SKIP)
+        return operands, program, constants
+
+    def plain(self, input: Tensor) -> Tensor:
+        """The reference path: the same network as torch operations."""
+        for layer in self.layers:
+            output = F.linear(input, layer.weight, layer.bias)
+            output = _activations.ALL[layer.activation].plain(output, layer.parameters)
+            if layer.dropout > 0:
+                output = F.dropout(output, layer.dropout)
+            input = input + output if layer.skip else output
+        return input
+
+
+def why_plain_when_compiled(input: Tensor, network: Network) -> str | None:
+    """Why the operators do not take it under torch.compile, which traces this function."""
+    for tensor in (input, *network.parameters):
+        if tensor.device.type != "cpu":
+            return "not on the CPU"
+        if tensor.dtype != input.dtype or tensor.dtype not in (torch.float32, torch.float64):
+            return "not all float32 or all float64"
+    if input.dim() == 0 or torch.is_autocast_enabled("cpu"):
+        return "autocast is enabled, or the input has no dimensions"
+    return None
