@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "network/losses.h"
@@ -42,7 +43,7 @@ struct StepArguments {
 // to date.
 class StepSequence {
  public:
-  explicit StepSequence(const StepArguments& arguments) : arguments_(arguments) {}
+  explicit StepSequence(StepArguments arguments) : arguments_(std::move(arguments)) {}
   virtual ~StepSequence() = default;
   StepSequence(const StepSequence&) = delete;
   StepSequence& operator=(const StepSequence&) = delete;
@@ -64,7 +65,7 @@ class Backend {
   virtual at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype) const = 0;
   virtual void forward(const NetworkSpec& spec, const NetworkMemory& memory) const = 0;
   virtual void backward(const NetworkSpec& spec, const NetworkMemory& memory) const = 0;
-  virtual std::unique_ptr<StepSequence> begin_steps(const StepArguments& arguments) const = 0;
+  virtual std::unique_ptr<StepSequence> begin_steps(StepArguments arguments) const = 0;
   // to[count, features] = the rows of `from` that `rows` lists, a stride apart, in elements; of the
   // network's dtype, or of uint8, which is read as scale · x + shift.
   virtual void gather(Dtype dtype, const void* from, int64_t stride, const int64_t* rows,

@@ -30,25 +30,9 @@ def why_plain(
     input: Tensor, operands: list[Tensor], program: list[int], constants: list[float], /
 ) -> str | None: ...
 def run_modules(modules: dict[str, Module], input: Tensor, /) -> Tensor | None: ...
-
-# operands, program, constants
-_Network = tuple[list[Tensor], list[int], list[float]]
-# its number, the module
-_Loss = tuple[int, Module]
-# its number, param_groups, state, dicts of hooks that have to be empty
-_Optimizer = tuple[int, list[dict[str, Any]], dict[Tensor, Any], tuple[dict[Any, Any], ...]]
-
-def train_step(
-    network: dict[str, Module] | _Network,
-    input: Tensor,
-    target: Tensor,
-    loss: _Loss,
-    optimizer: _Optimizer,
-    max_grad_norm: float | None,
-    /,
-) -> tuple[Tensor, int] | None: ...
+def train_step(step: Any, input: Tensor, target: Tensor, /) -> Tensor | None: ...
 def train_steps(
-    network: dict[str, Module] | _Network,
+    step: Any,
     buffer: Tensor,
     inputs: Tensor,
     targets: Tensor,
@@ -56,11 +40,12 @@ def train_steps(
     batch_size: int,
     scale: float,
     shift: float,
-    loss: _Loss,
-    optimizer: _Optimizer,
-    max_grad_norm: float | None,
     /,
 ) -> tuple[Tensor, Tensor] | None: ...
+def know_training(
+    loss_classes: list[type[Module]], optimizer_classes: list[type[Any]], /
+) -> None: ...
+def check_loss(kind: int, module: Module, /) -> None: ...
 def know_modules(
     classes: dict[str, Any],
     activation_classes: list[type[Module]],
@@ -68,7 +53,6 @@ def know_modules(
     global_hooks: list[dict[int, Any]],
     hooks: list[str],
 ) -> None: ...
-def check_loss(description: _Loss) -> None: ...
 def kept_layers(program: list[int], constants: list[float], needs: list[bool]) -> list[int]: ...
 def compiled_isas() -> list[str]: ...
 def available_isas() -> list[str]: ...

@@ -14,6 +14,7 @@ from torch.optim import optimizer as optimizer_module
 
 from fastmlp._network import Network
 from fastmlp._ops import _C
+from fastmlp.functional import why_plain
 from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules, runs_its_modules
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = ["TrainStep"]
 # twice, and its first number counts.
 _LOSSES = {getattr(nn, name): _C.LOSSES.index(name) for name in _C.LOSSES}
 _OPTIMIZERS = {getattr(torch.optim, name): number for number, name in enumerate(_C.OPTIMIZERS)}
+_C.know_training([getattr(nn, name) for name in _C.LOSSES], list(_OPTIMIZERS))
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_OPTIMIZER_HOOKS = (
     optimizer_module._global_optimizer_pre_hooks,
@@ -129,18 +131,10 @@ class TrainStep:
             ValueError: x and y do not fit together.
             IndexError: a class out of bounds.
         """
-        loss = self._read_loss()
-        optimizer = self._read_optimizer()
-        modules = self.model._modules
-        result = _C.train_step(modules, x, y, loss, optimizer, self.max_grad_norm)
-        if result is None:
-            network = self._read_model().encoded()
-            result = _C.train_step(network, x, y, loss, optimizer, self.max_grad_norm)
-            assert result is not None
-        value, correct = result
-        self.correct = correct if correct >= 0 else None
-        self.optimizer.__dict__["_opt_called"] = True  # what torch.optim's schedulers look for
-        return value
+        loss = _C.train_step(self, x, y)
+        if loss is None:
+            raise self._unreadable(x)
+        return loss
 
     def fit(
         self,
@@ -257,31 +251,19 @@ class TrainStep:
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
         """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
 
-        def run(network: Any) -> tuple[Tensor, Tensor] | None:
-            return _C.train_steps(
-                network, buffer, table.inputs, table.targets, order, len(buffer), table.scale,
-                table.shift, self._read_loss(), self._read_optimizer(), self.max_grad_norm,
-            )  # fmt: skip
+        result = _C.train_steps(
+            self, buffer, table.inputs, table.targets, order, len(buffer), table.scale, table.shift
+        )
+        if result is None:
+            raise self._unreadable(buffer)
+        return result
 
-        result = run(self.model._modules) or run(self._read_model().encoded())
-        assert result is not None
-        self.optimizer.__dict__["_opt_called"] = True
-        losses, correct = result
-        last = int(correct[-1])
-        self.correct = last if last >= 0 else None
-        return losses, correct
-
-    def _read_loss(self) -> tuple[int, nn.Module]:
-        return _LOSSES[type(self.loss)], self.loss
-
-    def _read_optimizer(
-        self,
-    ) -> tuple[int, list[dict[str, Any]], dict[Tensor, Any], tuple[dict[Any, Any], ...]]:
-        optimizer = self.optimizer
-        if "forward" in self.model.__dict__:
-            raise RuntimeError("fastmlp.TrainStep: the model has a forward of its own")
-        kind = _OPTIMIZERS[type(optimizer)]
-        return kind, optimizer.param_groups, optimizer.state, self._hooks
+    def _unreadable(self, x: Tensor) -> RuntimeError:
+        """Why the model's modules are no network beside this input."""
+        reason = why_plain(x, self._read_model())
+        return RuntimeError(
+            f"fastmlp.TrainStep: {reason}. Use the model's own forward and backward instead"
+        )
 
     def _read_model(self) -> Network:
         network = read_modules(self.model._modules)
@@ -302,7 +284,7 @@ class TrainStep:
             raise ValueError(
                 f"fastmlp.TrainStep: expected label_smoothing between 0 and 1, got {smoothing}"
             )
-        _C.check_loss(self._read_loss())
+        _C.check_loss(_LOSSES[type(self.loss)], self.loss)
         for hooks in MODULE_HOOKS:
             if getattr(self.loss, hooks):
                 raise ValueError("fastmlp.TrainStep: the loss has a hook. Remove it")

@@ -70,9 +70,9 @@ class CpuBackend final : public Backend {
     });
   }
 
-  std::unique_ptr<StepSequence> begin_steps(const StepArguments& arguments) const override {
+  std::unique_ptr<StepSequence> begin_steps(StepArguments arguments) const override {
     return dispatch(arguments.network.head.dtype, [&](auto zero) -> std::unique_ptr<StepSequence> {
-      return std::make_unique<Steps<decltype(zero)>>(arguments, max_threads());
+      return std::make_unique<Steps<decltype(zero)>>(std::move(arguments), max_threads());
     });
   }
 

@@ -44,8 +44,8 @@ at::Tensor run_drawn(const Arguments& arguments) {
 PyObject* run_network(const at::Tensor& input, const Network& network) {
   at::Tensor output;
   {
-    const py::gil_scoped_release release;
     const Arguments arguments = network.arguments(input);
+    const LockReleased released(arguments);
     if (has_dropout(network.program)) {
       const Drawn drawn = draw_noise(arguments);
       output = run_drawn({input, {drawn.operands.data(), drawn.operands.size()}, drawn.program});
@@ -200,6 +200,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("NOISE_VARIANCE") = cpu::kNoiseVariance;
   m.attr("MOST_HALF") = cpu::kMostHalf;
   m.def("know_modules", know_modules);
+  m.def("know_training", know_training);
   m.def("check_loss", check_loss);
   // Which layers' out_features, with repetitions, a row of mlp_forward's `saved` has.
   m.def("kept_layers", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants,

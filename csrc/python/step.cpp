@@ -27,7 +27,12 @@ struct Keys {
   PyObject *params = interned("params"), *maximize = interned("maximize"),
            *differentiable = interned("differentiable"), *capturable = interned("capturable"),
            *fused = interned("fused"), *reduction = interned("reduction"),
-           *ignore_index = interned("ignore_index"), *buffers = interned("_buffers");
+           *ignore_index = interned("ignore_index"), *buffers = interned("_buffers"),
+           *model = interned("model"), *loss = interned("loss"), *optimizer = interned("optimizer"),
+           *hooks = interned("_hooks"), *max_grad_norm = interned("max_grad_norm"),
+           *forward = interned("forward"), *modules = interned("_modules"),
+           *param_groups = interned("param_groups"), *state = interned("state"),
+           *opt_called = interned("_opt_called"), *correct = interned("correct");
   // Of each optimizer and loss, in the order of its info.
   struct Of {
     std::vector<PyObject*> options, states, scalars;
@@ -91,19 +96,117 @@ bool flag(PyObject* group, PyObject* key) {
   throw std::runtime_error("fastmlp.TrainStep: " + what);
 }
 
+// The classes, in the order of the extension's lists; of a loss that stands there twice, its first.
+std::vector<PyObject*>& known_losses() {
+  static std::vector<PyObject*> classes;
+  return classes;
+}
+std::vector<PyObject*>& known_optimizers() {
+  static std::vector<PyObject*> classes;
+  return classes;
+}
+
+// What an operand was computed from would have to be trained, too.
+const at::Tensor& without_gradient(PyObject* object, const char* name) {
+  if (!THPVariable_Check(object))
+    throw py::type_error(std::string("fastmlp.TrainStep: expected the ") + name +
+                         " to be a torch.Tensor, got " + Py_TYPE(object)->tp_name);
+  const at::Tensor& tensor = THPVariable_Unpack(object);
+  if (at::GradMode::is_enabled() && tensor.requires_grad())
+    refuse(std::string("the ") + name +
+           " requires a gradient, and would get none here. Pass its detach(), or use the model's "
+           "own forward and backward to train what it was computed from");
+  return tensor;
+}
+
+// Of a TrainStep: read anew in each call, since they are the truth and may have been replaced.
+class StepObjects {
+ public:
+  explicit StepObjects(PyObject* step) : state_(dict_of(step)) {
+    const Keys& k = keys();
+    loss = attribute(k.loss);
+    loss_kind = kind_of(loss, known_losses(), "loss");
+    optimizer = attribute(k.optimizer);
+    optimizer_kind = kind_of(optimizer, known_optimizers(), "optimizer");
+    optimizer_state_ = dict_of(optimizer);
+    model_state_ = dict_of(attribute(k.model));
+    if (find(model_state_.ptr(), k.forward)) refuse("the model has a forward of its own");
+    hooks = attribute(k.hooks);
+    if (!PyTuple_Check(hooks)) throw py::type_error("expected a tuple of dicts of hooks");
+    PyObject* const norm = attribute(k.max_grad_norm);
+    max_grad_norm = norm == Py_None ? 0 : number(norm);
+  }
+
+  PyObject *loss = nullptr, *optimizer = nullptr, *hooks = nullptr;
+  int loss_kind = 0, optimizer_kind = 0;
+  double max_grad_norm = 0;
+
+  PyObject* groups() const { return item(optimizer_state_.ptr(), keys().param_groups); }
+  PyObject* states() const { return item(optimizer_state_.ptr(), keys().state); }
+
+  // The network beside the input; false where the modules are none, of which Python's reader knows
+  // why.
+  bool read_network(PyObject* input_object, const at::Tensor*& input, Network& network) const {
+    if (const char* reason = mode_in_the_way()) refuse(std::string("cannot run while ") + reason);
+    if (const char* reason = operand_in_the_way(input_object, input))
+      refuse(std::string("the input is ") + reason);
+    if (input->dim() == 0) refuse("the input has no dimensions");
+    without_gradient(input_object, "input");
+    PyObject* const modules = item(model_state_.ptr(), keys().modules);
+    if (!PyDict_Check(modules)) throw py::type_error("expected the model's modules");
+    const bool found = recognise(modules, *input, network);
+    if (!found && PyErr_Occurred()) throw py::error_already_set();
+    return found;
+  }
+
+  // What torch.optim's schedulers look for, and the last step's right predictions; -1: None.
+  void finish(int64_t correct) const {
+    const auto told = py::reinterpret_steal<py::object>(correct < 0 ? Py_NewRef(Py_None)
+                                                                    : PyLong_FromLongLong(correct));
+    if (PyDict_SetItem(optimizer_state_.ptr(), keys().opt_called, Py_True) != 0 ||
+        PyDict_SetItem(state_.ptr(), keys().correct, told.ptr()) != 0)
+      throw py::error_already_set();
+  }
+
+ private:
+  static py::object dict_of(PyObject* object) {
+    auto dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object, nullptr));
+    if (!dict) throw py::error_already_set();
+    return dict;
+  }
+
+  PyObject* attribute(PyObject* name) const {
+    PyObject* const value = find(state_.ptr(), name);
+    if (!value) throw py::type_error("expected a TrainStep, got one without " + text(name));
+    return value;
+  }
+
+  static int kind_of(PyObject* object, const std::vector<PyObject*>& kinds, const char* what) {
+    const auto type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+    const auto found = std::find(kinds.begin(), kinds.end(), type);
+    if (found == kinds.end())
+      refuse(std::string("the ") + what + " has become a " + Py_TYPE(object)->tp_name +
+             ". Make the TrainStep anew");
+    return static_cast<int>(found - kinds.begin());
+  }
+
+  const py::object state_;
+  py::object optimizer_state_, model_state_;
+};
+
 class Optimizer {
  public:
-  // description: its number, param_groups, state, dicts of hooks that have to be empty.
-  Optimizer(PyObject* description, const Network& network)
-      : kind_(static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)))),
+  Optimizer(const StepObjects& step, const Network& network)
+      : kind_(step.optimizer_kind),
         info_(optimizers()[kind_]),
         keys_(keys().optimizers[kind_]),
-        state_(PyTuple_GET_ITEM(description, 2)),
+        state_(step.states()),
         network_(network) {
-    PyObject* groups = PyTuple_GET_ITEM(description, 1);
+    PyObject* groups = step.groups();
     if (!PyList_Check(groups) || !PyDict_Check(state_))
       throw py::type_error("expected the optimizer's param_groups and state");
-    check_hooks(PyTuple_GET_ITEM(description, 3));
+    check_hooks(step.hooks);
+    updates_.reserve(network.operands.size());
     try {
       for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups); ++g) read(PyList_GET_ITEM(groups, g));
     } catch (...) {
@@ -344,27 +447,12 @@ class Optimizer {
   std::vector<Pending> pending_;
 };
 
-// What an operand was computed from would have to be trained, too.
-const at::Tensor& without_gradient(PyObject* object, const char* name) {
-  if (!THPVariable_Check(object))
-    throw py::type_error(std::string("fastmlp.TrainStep: expected the ") + name +
-                         " to be a torch.Tensor, got " + Py_TYPE(object)->tp_name);
-  const at::Tensor& tensor = THPVariable_Unpack(object);
-  if (at::GradMode::is_enabled() && tensor.requires_grad())
-    refuse(std::string("the ") + name +
-           " requires a gradient, and would get none here. Pass its detach(), or use the model's "
-           "own forward and backward to train what it was computed from");
-  return tensor;
-}
-
-// description: the loss's number and the module.
-LossArguments read_loss(PyObject* description) {
+LossArguments read_loss(int kind, PyObject* module) {
   LossArguments loss;
-  loss.kind = static_cast<int>(PyLong_AsLong(PyTuple_GET_ITEM(description, 0)));
+  loss.kind = kind;
   const Keys::Of& names = keys().losses[loss.kind];
   const LossInfo& info = losses()[loss.kind];
-  const auto state = py::reinterpret_steal<py::object>(
-      PyObject_GenericGetDict(PyTuple_GET_ITEM(description, 1), nullptr));
+  const auto state = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
   if (!state) throw py::error_already_set();
   PyObject* const reduction = find(state.ptr(), keys().reduction);
   if (!reduction || !PyUnicode_Check(reduction)) throw py::type_error("expected a loss module");
@@ -394,43 +482,13 @@ LossArguments read_loss(PyObject* description) {
   return loss;
 }
 
-// The network of modules or of lists beside the input; false where only Python can read it.
-bool read_network(PyObject* object, PyObject* input_object, const at::Tensor*& input,
-                  Network& network) {
-  if (const char* reason = mode_in_the_way()) refuse(std::string("cannot run while ") + reason);
-  if (const char* reason = operand_in_the_way(input_object, input))
-    refuse(std::string("the input is ") + reason);
-  if (input->dim() == 0) refuse("the input has no dimensions");
-  without_gradient(input_object, "input");
-  if (PyDict_Check(object)) {
-    const bool found = recognise(object, *input, network);
-    if (!found && PyErr_Occurred()) throw py::error_already_set();
-    return found;
-  }
-  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != kLists)
-    throw py::type_error("expected modules or the lists of a network");
-  PyObject* lists[1 + kLists] = {nullptr};
-  for (int i = 0; i < kLists; ++i) lists[i + 1] = PyTuple_GET_ITEM(object, i);
-  const std::string reason = read(lists, *input, network);
-  if (!reason.empty()) refuse(reason);
-  return true;
-}
-
-void check_tuples(PyObject* loss, PyObject* optimizer) {
-  if (!PyTuple_Check(loss) || PyTuple_GET_SIZE(loss) != 2 || !PyTuple_Check(optimizer) ||
-      PyTuple_GET_SIZE(optimizer) != 4)
-    throw py::type_error("expected the tuples of a loss and of an optimizer");
-}
-
-double norm_argument(PyObject* object) { return object == Py_None ? 0 : number(object); }
-
 // run(done) without the interpreter's lock; `done` counts the finished steps even where one throws.
 template <typename Run>
-void run_steps(Optimizer& optimizer, const Run& run) {
+void run_steps(Optimizer& optimizer, const Arguments& arguments, int64_t batches, const Run& run) {
   int64_t done = 0;
   std::exception_ptr failure;
   {
-    const py::gil_scoped_release release;
+    const LockReleased released(arguments, batches);
     try {
       run(done);
     } catch (...) {
@@ -452,36 +510,34 @@ PyObject* pair(PyObject* first, PyObject* second) {
 
 PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (count != 6)
-    throw py::type_error("expected (network, input, target, loss, optimizer, max_grad_norm)");
-  check_tuples(args[3], args[4]);
+  if (count != 3) throw py::type_error("expected (step, input, target)");
+  const StepObjects step(args[0]);
   const at::Tensor& target = without_gradient(args[2], "target");
   const at::Tensor* input = nullptr;
   Network network;
-  if (!read_network(args[0], args[1], input, network)) Py_RETURN_NONE;
-  const LossArguments loss = read_loss(args[3]);
-  Optimizer optimizer(args[4], network);
-  const double max_grad_norm = norm_argument(args[5]);
+  if (!step.read_network(args[1], input, network)) Py_RETURN_NONE;
+  const LossArguments loss = read_loss(step.loss_kind, step.loss);
+  Optimizer optimizer(step, network);
   StepResult result;
-  run_steps(optimizer, [&](int64_t& done) {
-    result =
-        train_step(network.arguments(*input), target, loss, optimizer.updates(), max_grad_norm);
+  const Arguments arguments = network.arguments(*input);
+  run_steps(optimizer, arguments, 1, [&](int64_t& done) {
+    result = train_step(arguments, target, loss, optimizer.updates(), step.max_grad_norm);
     done = 1;
   });
-  return pair(THPVariable_Wrap(std::move(result.loss)), PyLong_FromLongLong(result.correct));
+  step.finish(result.correct);
+  return THPVariable_Wrap(std::move(result.loss));
   END_HANDLE_TH_ERRORS
 }
 
 PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (count != 11)
+  if (count != 8)
     throw py::type_error(
-        "expected (network, buffer, inputs, targets, order, batch_size, scale, shift, loss, "
-        "optimizer, max_grad_norm)");
-  check_tuples(args[8], args[9]);
+        "expected (step, buffer, inputs, targets, order, batch_size, scale, shift)");
+  const StepObjects step(args[0]);
   const at::Tensor* buffer = nullptr;
   Network network;
-  if (!read_network(args[0], args[1], buffer, network)) Py_RETURN_NONE;
+  if (!step.read_network(args[1], buffer, network)) Py_RETURN_NONE;
   const Batches batches{without_gradient(args[2], "inputs"),
                         without_gradient(args[3], "targets"),
                         without_gradient(args[4], "order"),
@@ -489,23 +545,33 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
                         number(args[6]),
                         number(args[7]),
                         *buffer};
-  const LossArguments loss = read_loss(args[8]);
-  Optimizer optimizer(args[9], network);
-  const double max_grad_norm = norm_argument(args[10]);
+  const LossArguments loss = read_loss(step.loss_kind, step.loss);
+  Optimizer optimizer(step, network);
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
   const at::Tensor correct = at::empty({batches.count()}, at::kLong);
-  run_steps(optimizer, [&](int64_t& done) {
-    train_steps(network.arguments(*buffer), batches, loss, optimizer.updates(), max_grad_norm,
+  const Arguments arguments = network.arguments(*buffer);
+  run_steps(optimizer, arguments, batches.count(), [&](int64_t& done) {
+    train_steps(arguments, batches, loss, optimizer.updates(), step.max_grad_norm,
                 losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
   });
+  step.finish(batches.count() > 0 ? correct.const_data_ptr<int64_t>()[batches.count() - 1] : -1);
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));
   END_HANDLE_TH_ERRORS
 }
 
-void check_loss(const py::handle& description) {
+void check_loss(int kind, const py::handle& module) {
   const at::NoGradGuard no_gradients;  // whether its tensors want any is asked in each step
-  read_loss(description.ptr());
+  read_loss(kind, module.ptr());
+}
+
+void know_training(const py::list& loss_classes, const py::list& optimizer_classes) {
+  const auto hold = [](const py::list& classes, std::vector<PyObject*>& held) {
+    held.clear();
+    for (const auto& one : classes) held.push_back(one.inc_ref().ptr());
+  };
+  hold(loss_classes, known_losses());
+  hold(optimizer_classes, known_optimizers());
 }
 
 }  // namespace fastmlp

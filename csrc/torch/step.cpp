@@ -170,6 +170,8 @@ class Training {
         backend_(*backend_of(arguments.input.device().type())),
         lowered_(lower(arguments)) {
     StepArguments step;
+    step.updates.reserve(updates.size());
+    step.parameters.reserve(updates.size());
     step.network = lowered_.spec;
     step.memory = lowered_.memory;
     step.max_grad_norm = max_grad_norm;
@@ -194,7 +196,7 @@ class Training {
       LayerSpec& layer = step.network.layers[l];
       (is_bias ? layer.bias_gradient : layer.weight_gradient) = Gradient::written;
     }
-    sequence_ = backend_.begin_steps(step);
+    sequence_ = backend_.begin_steps(std::move(step));
   }
 
   // What the steps have changed is told to the caller, and to autograd.

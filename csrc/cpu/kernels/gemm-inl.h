@@ -122,6 +122,44 @@ void gemm_tile(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
   }
 }
 
+// A product of depth one: a column times a row. A tile would take longer to begin and end than to
+// compute: 1.4 of 3.4 µs of a training step of 64-64-64-4 at batch 1. The row of b stays in
+// registers, some vectors at a time.
+template <typename T>
+void outer_product(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* b, T* c,
+                   int64_t c_stride, bool accumulate, T scale) {
+  using V = Vec<T>;
+  constexpr int kVectors = 4;
+  const auto scales = V::set1(scale);
+  for (int64_t j = 0; j < n; j += kVectors * V::width) {
+    typename V::Mask mask[kVectors];
+    typename V::Reg row[kVectors];
+    FASTMLP_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t left = n - j - v * V::width;
+      mask[v] = V::first(left < 0 ? 0 : left < V::width ? left : V::width);
+      row[v] = V::load(b + j + v * V::width, mask[v]);
+    }
+    const bool full = n - j >= kVectors * V::width;
+    for (int64_t i = 0; i < rows; ++i) {
+      const auto element = V::set1(a[i * a_stride]);
+      T* const out = c + i * c_stride + j;
+      FASTMLP_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        T* const to = out + v * V::width;
+        auto sum = V::mul(element, row[v]);
+        if (full) {
+          if (accumulate) sum = V::fma(sum, scales, V::load(to));
+          V::store(to, sum);
+        } else {
+          if (accumulate) sum = V::fma(sum, scales, V::load(to, mask[v]));
+          V::store(to, sum, mask[v]);
+        }
+      }
+    }
+  }
+}
+
 // The dot-product form, for products of which both operands are contiguous along k (x · weightᵀ):
 // accumulate vectors along k, sum their lanes at the end. Needs no packing; pays for the final
 // sums, so it serves few rows or a deep k.

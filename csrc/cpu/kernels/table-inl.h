@@ -74,6 +74,7 @@ Kernels<T> make_kernels(const char* isa) {
   fill_activations(table, Activations());
   fill_losses(table, Losses());
   fill_optimizers(table, Optimizers());
+  table.outer_product = outer_product<T>;
   table.combine = combine<T>;
   table.column_sums = column_sums<T>;
   table.pack_transposed = pack_transposed<T>;

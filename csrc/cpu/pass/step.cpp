@@ -14,8 +14,8 @@ template <typename T>
 constexpr at::ScalarType kScalarType = sizeof(T) == 4 ? at::kFloat : at::kDouble;
 
 template <typename T>
-Steps<T>::Steps(const StepArguments& arguments, int64_t max_threads)
-    : StepSequence(arguments), machine_(max_threads), memory_(arguments.memory) {}
+Steps<T>::Steps(StepArguments arguments, int64_t max_threads)
+    : StepSequence(std::move(arguments)), machine_(max_threads), memory_(arguments_.memory) {}
 
 template <typename T>
 Steps<T>::~Steps() {

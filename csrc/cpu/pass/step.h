@@ -9,7 +9,7 @@ namespace fastmlp::cpu {
 template <typename T>
 class Steps final : public StepSequence {
  public:
-  Steps(const StepArguments& arguments, int64_t max_threads);
+  Steps(StepArguments arguments, int64_t max_threads);
   ~Steps() override;
 
   LossResult step(StepBatch& batch) override;

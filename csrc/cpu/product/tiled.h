@@ -40,13 +40,15 @@ class TiledProduct {
     block_tiles_ = std::max<int64_t>(1, cache / 2 / row_bytes / tile_.rows);
     // A large c of small depth takes its time to be written to memory. Its rows are pages of their
     // own, so it is written along them: 0.41 ms instead of 0.66 for 2048 × 2048 of depth 3.
+    is_outer_ = b.col_stride == 1 && k == 1;
     by_rows_ = b.col_stride == 1 && k <= 16 && m * n * static_cast<int64_t>(sizeof(T)) > cache / 2;
     // b has to be transposed, or its rows lie so far apart that each is a page of its own, and
     // enough tiles reuse it. Rows at multiples of 2 KiB compete for the same places of the caches
     // as well, which makes two tiles enough: 2.0 → 1.2 ms for 17 × 2048 × 2048.
     const bool aliased = b.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
-    pack_panels_ = !by_rows_ && (b.col_stride != 1 || (m >= (aliased ? tile_.rows + 1 : 96) &&
-                                                       b.row_stride > 4 * panel_elements(1)));
+    pack_panels_ = !by_rows_ && !is_outer_ &&
+                   (b.col_stride != 1 ||
+                    (m >= (aliased ? tile_.rows + 1 : 96) && b.row_stride > 4 * panel_elements(1)));
     group_ = b.col_stride == 1 ? kPanelGroup : 1;
   }
 
@@ -66,6 +68,7 @@ class TiledProduct {
                const Done& done) const {
     if (m_ == 0 || n_ == 0) return;
     const Operands o{{memory.a, a_}, {memory.b, b_}, memory.c, memory.scale};
+    if (is_outer_) return compute_outer(member, o, done);
     if (by_rows_) return compute_rows(member, o, done);
     // A block of rows of a stays in the second-level cache while the panels of b pass over it.
     // Where there are several, each belongs to one member but for the tiles that even out the
@@ -107,6 +110,20 @@ class TiledProduct {
   // Tiles between two calls of the epilogue. After each one alone it would wait for what the masked
   // stores have just written: 33 of 90 µs for a layer 8-8 at batch 4096.
   static constexpr int64_t kEpilogueTiles = 8;
+
+  // Some rows at a time, which the epilogue finds in the first-level cache.
+  template <typename Done>
+  void compute_outer(Member member, const Operands& o, const Done& done) const {
+    constexpr int64_t kElements = 2048;
+    record_kernel<T>("outer", kernels_->isa, 1, static_cast<int>(kernels_->width));
+    const int64_t step = std::max<int64_t>(1, kElements / n_), end = member.end(m_);
+    for (int64_t i = member.begin(m_); i < end; i += step) {
+      const int64_t rows = std::min(step, end - i);
+      kernels_->outer_product(rows, n_, o.a.at(i, 0).data, o.a.row_stride, o.b.data, o.c + i * n_,
+                              n_, adds_, o.scale);
+      done(i, rows, 0, n_);
+    }
+  }
 
   // Tile by tile along the rows of c.
   template <typename Done>
@@ -274,7 +291,7 @@ class TiledProduct {
   bool adds_ = false;  // c += scale · a · b
   int64_t group_ = 1;
   int64_t block_tiles_ = 1;  // tiles of rows in a block
-  bool by_rows_ = false, pack_panels_ = false;
+  bool is_outer_ = false, by_rows_ = false, pack_panels_ = false;
   TileShape tile_{};
   EvenParts rows_, columns_;  // tiles of rows; panels of columns, counted in vectors
   EvenParts depth_;
