@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "torch/lower.h"
 #include "torch/noise.h"
@@ -92,8 +93,9 @@ void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::Sc
     TORCH_CHECK(!per_class || (tensor->dim() == 1 && tensor->numel() == features),
                 "weight tensor should be defined either for all ", features,
                 " classes or no classes but got weight tensor of shape: ", tensor->sizes());
+    const std::string name = std::string("loss's ") + info.operands[i].buffer;
     operands.operands[i] =
-        expanded("loss's operand", tensor, per_class ? at::IntArrayRef(features) : sizes, dtype);
+        expanded(name.c_str(), tensor, per_class ? at::IntArrayRef(features) : sizes, dtype);
     loss.operands[i] = operands.operands[i].const_data_ptr();
   }
 }
