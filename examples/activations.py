@@ -17,16 +17,10 @@ from torch import Tensor
 from fastmlp.functional import ACTIVATIONS, linear
 
 TORCH: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-    "sigmoid": F.sigmoid,
-    "tanh": F.tanh,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
+    name: getattr(F, name) for name in ACTIVATIONS if hasattr(F, name)
 }
+TORCH["identity"] = lambda x: x
+TORCH["gelu_tanh"] = lambda x: F.gelu(x, approximate="tanh")
 
 
 def fused(name: str, x: Tensor) -> Tensor:
@@ -58,7 +52,8 @@ for name in ACTIVATIONS:
 
 if arguments.plot:
     x = torch.linspace(-4, 4, 400)  # an even number: no relu's corner, where it has no slope
-    with figure(arguments.plot, 3, 3, size=(9, 7)) as axes:
+    rows = -(-len(ACTIVATIONS) // 3)
+    with figure(arguments.plot, rows, 3, size=(9, 7 * rows / 3)) as axes:
         for plot, name in zip(axes.flat, ACTIVATIONS, strict=True):
             y, slope = value_and_slope(partial(fused, name), x)
             plot.plot(x, y, color=BLUE, label="f")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -38,8 +39,15 @@ class Network:
         both = ((layer.weight, layer.bias) for layer in self.layers)
         return [tensor for pair in both for tensor in pair if tensor is not None]
 
-    def encoded(self) -> tuple[list[Tensor], list[int], list[float]]:
-        """Operands, program and constants; dropout is still to be drawn."""
+    def encoded(
+        self, draw: Callable[[Layer], Tensor] | None = None
+    ) -> tuple[list[Tensor], list[int], list[float]]:
+        """Operands, program and constants.
+
+        Args:
+            draw: gives the noise of a layer with dropout, which takes its place; None: it is still
+                to be drawn.
+        """
         operands: list[Tensor] = []
         program: list[int] = []
         constants: list[float] = []
@@ -49,7 +57,10 @@ class Network:
             if layer.activation:
                 program += [_ACTIVATION, layer.activation]
                 constants += layer.parameters
-            if layer.dropout > 0:
+            if layer.dropout > 0 and draw is not None:
+                program.append(_NOISE)
+                operands.append(draw(layer))
+            elif layer.dropout > 0:
                 program.append(_DROPOUT)
                 constants.append(layer.dropout)
             if layer.skip:
@@ -57,25 +68,15 @@ class Network:
         return operands, program, constants
 
     def drawn(self, input: Tensor) -> tuple[list[Tensor], list[int], list[float]]:
-        """The same with the noise of each dropout among the operands, as operations that can be
-        traced."""
-        operands: list[Tensor] = []
-        program: list[int] = []
-        constants: list[float] = []
+        """The same with noise, by operations that can be traced."""
         rows = 1
         for size in input.shape[:-1]:
             rows *= size
-        for layer in self.layers:
-            one = Network([Layer(layer.weight, layer.bias, layer.activation, layer.parameters)])
-            for whole, part in zip((operands, program, constants), one.encoded(), strict=True):
-                whole += part  # type: ignore[operator]
-            if layer.dropout > 0:
-                ones = input.new_ones((rows, layer.weight.size(0)))
-                operands.append(F.dropout(ones, layer.dropout))
-                program.append(_NOISE)
-            if layer.skip:
-                program.append(_SKIP)
-        return operands, program, constants
+
+        def draw(layer: Layer) -> Tensor:
+            return F.dropout(input.new_ones((rows, layer.weight.size(0))), layer.dropout)
+
+        return self.encoded(draw)
 
     def plain(self, input: Tensor) -> Tensor:
         """The reference path: the same network as torch operations."""

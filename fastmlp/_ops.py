@@ -46,25 +46,10 @@ def _rows(input: Tensor) -> int | torch.SymInt:
     return rows
 
 
-def _places(program: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Which operands are weights, and which are noise (csrc/network/program.h)."""
-    weights: list[int] = []
-    noise: list[int] = []
-    count, i = 0, 0
-    while i < len(program):
-        op = program[i]
-        if op == 0:
-            weights.append(count)
-            count += 1 + program[i + 1]
-        elif op == 3:
-            noise.append(count)
-            count += 1
-        i += 2 if op in (0, 1) else 1
-    return weights, noise
-
-
-def _output(input: Tensor, operands: Sequence[Tensor], program: Sequence[int]) -> Tensor:
-    weights = [operands[place] for place in _places(program)[0]]
+def _output(
+    input: Tensor, operands: Sequence[Tensor], program: Sequence[int], constants: Sequence[float]
+) -> Tensor:
+    weights = [operands[place] for place in _C.weights(list(program), list(constants))]
     features = input.size(-1)
     for weight in weights:
         torch._check(
@@ -82,7 +67,7 @@ def _output(input: Tensor, operands: Sequence[Tensor], program: Sequence[int]) -
 def _mlp_fake(
     input: Tensor, operands: Sequence[Tensor], program: Sequence[int], constants: Sequence[float]
 ) -> Tensor:
-    return _output(input, operands, program)
+    return _output(input, operands, program, constants)
 
 
 @torch.library.register_fake("fastmlp::mlp_forward")
@@ -93,11 +78,11 @@ def _mlp_forward_fake(
     constants: Sequence[float],
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    weights = _places(program)[0]
     features: int | torch.SymInt = 0
-    for layer in _C.kept_layers(list(program), list(constants), list(needs)):
-        features += operands[weights[layer]].size(0)
-    return _output(input, operands, program), input.new_empty((_rows(input) * features,))
+    for place in _C.saved_weights(list(program), list(constants), list(needs)):
+        features += operands[place].size(0)
+    output = _output(input, operands, program, constants)
+    return output, input.new_empty((_rows(input) * features,))
 
 
 @torch.library.register_fake("fastmlp::mlp_backward")

@@ -279,11 +279,6 @@ class TrainStep:
             raise TypeError(
                 f"fastmlp.TrainStep: expected a loss among {names}, got {type(self.loss).__name__}"
             )
-        smoothing = self.loss.__dict__.get("label_smoothing", 0)
-        if not 0 <= smoothing <= 1:
-            raise ValueError(
-                f"fastmlp.TrainStep: expected label_smoothing between 0 and 1, got {smoothing}"
-            )
         _C.check_loss(_LOSSES[type(self.loss)], self.loss)
         for hooks in MODULE_HOOKS:
             if getattr(self.loss, hooks):

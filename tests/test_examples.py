@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from processes import run_file
 
+from fastmlp.functional import ACTIVATIONS
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PROGRAMS = sorted(file.name for file in EXAMPLES.glob("[!_]*.py"))  # found: a new one is tested too
 # In place of --quick --plot FILE.
@@ -62,7 +64,7 @@ def linear_activations(told: str) -> None:
 
 def activations(told: str) -> None:
     table = re.findall(rf"^(\w+) +{' +'.join([NUMBER] * 6)}$", told, re.MULTILINE)
-    assert len(table) == 9
+    assert len(table) == len(ACTIVATIONS)
     for _, difference, error, theirs, d_difference, d_error, d_theirs in table:
         assert float(error) < 8  # roundings, and three times as many, see reference.py
         assert float(d_error) < 24

@@ -32,12 +32,13 @@ def flush() -> Iterator[None]:
 
 
 @pytest.fixture(params=[0x400, 0x800, 0xC00], ids=["down", "up", "to zero"])
-def rounding(request: pytest.FixtureRequest) -> Iterator[None]:
+def rounding(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Rounds in another way than to the nearest, until it is called."""
     if not X86:
         pytest.skip("the numbers of the modes are those of x86")
     library = ctypes.CDLL(None)
     library.fesetround(request.param)
-    yield
+    yield lambda: library.fesetround(0)
     library.fesetround(0)
 
 
@@ -102,9 +103,12 @@ def test_flushed_subnormals_on_any_number_of_threads(
 
 @pytest.mark.parametrize("inputs", [dense])
 def test_any_rounding_on_any_number_of_threads(
-    isa: str, rounding: None, inputs: Callable[[int, int], Tensor]
+    isa: str, rounding: Callable[[], None], inputs: Callable[[int, int], Tensor]
 ) -> None:
-    same_bits(inputs)
+    rounded = same_bits(inputs)
+    rounding()
+    nearest = same_bits(inputs)
+    assert not all(torch.equal(a, b) for a, b in zip(rounded, nearest, strict=True))
 
 
 def test_the_pool_s_own_state_is_put_back(flush: None) -> None:

@@ -125,7 +125,7 @@ class TestBackend:
             before = [str(place / "bin") for place in (empty, other, meant)]
             monkeypatch.setenv("PATH", os.pathsep.join([*before, os.environ["PATH"]]))
         elif told_by == "pyvenv.cfg":
-            command = f"home = /usr/bin\ncommand = {meant}/bin/python -m venv /tmp/x\n"
+            command = f"home = /usr/bin\ncommand = {meant}/bin/python -m venv other\n"
             Path(sys.prefix, "pyvenv.cfg").write_text(command)
         else:
             monkeypatch.setenv(told_by, str(meant))

@@ -15,7 +15,6 @@ class InlineVector {
 
  public:
   InlineVector() = default;
-  explicit InlineVector(int64_t size) { resize(size); }
   InlineVector(const InlineVector& other) { *this = other; }
   InlineVector& operator=(const InlineVector& other) {
     if (this == &other) return *this;

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "network/activations.h"
+#include "network/dtype.h"
 #include "network/inline.h"
 #include "network/losses.h"
 #include "network/optimizers.h"

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
-#include "network/optimizers.h"
+#include "network/dtype.h"
+#include "network/options.h"
 
 namespace fastmlp {
 
@@ -33,6 +35,8 @@ struct LossInfo {
   bool per_row = false;  // a row's losses depend on each other: torch takes dimension 1 for classes
   // Works out what all rows share, before any of them.
   void (*prepare)(Loss& loss) = nullptr;
+  // What torch would not take of its options, in torch's words; empty: nothing. Null: takes all.
+  std::string (*fault)(const Loss& loss) = nullptr;
   // What the loss is where there are no classes; of a per_row loss.
   double (*of_no_classes)(const Loss& loss) = nullptr;
 };
@@ -49,7 +53,7 @@ struct Loss {
   double options[kMostLossOptions] = {};
   int64_t ignore_index = -100;
   void* gradient = nullptr;  // [batch, features], written; must not be prediction
-  bool single = true;        // of float32
+  Dtype dtype = Dtype::float32;
   // By prepare():
   double denominator = 1;    // what the sum of all losses is divided by
   double class_weights = 0;  // of all classes together

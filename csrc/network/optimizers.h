@@ -4,17 +4,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "network/options.h"
+
 namespace fastmlp {
 
 inline constexpr int kMostOptions = 10, kMostStates = 3, kMostScalars = 2, kMostNumbers = 8;
-
-// Of a parameter group or a loss, by torch's name: a number or a flag, or a tuple of so many.
-struct OptionInfo {
-  const char* name = nullptr;
-  int numbers = 1;
-  bool optional = false;  // older versions of torch have not got it
-  double absent = 0;      // what it is there
-};
 
 // One of a parameter's tensors in the optimizer's state, by torch's key.
 struct StateInfo {

@@ -36,13 +36,6 @@ LayerOps& Program::add_linear(bool bias) {
   return layers.back();
 }
 
-bool Program::is_parameter(int operand) const {
-  for (const LayerOps& layer : layers) {
-    if (operand == layer.weight || operand == layer.bias) return true;
-  }
-  return false;
-}
-
 void encode(const Program& program, Numbers& numbers, Constants& constants) {
   const auto add = [&](Op op) { numbers.push_back(static_cast<int64_t>(op)); };
   for (const LayerOps& layer : program.layers) {

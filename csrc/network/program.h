@@ -37,9 +37,6 @@ struct Program {
 
   // Appends a layer of a linear op alone.
   LayerOps& add_linear(bool bias);
-
-  // The operand that is a parameter of any layer: its weight or its bias.
-  bool is_parameter(int operand) const;
 };
 
 using Numbers = InlineVector<int64_t, 48>;

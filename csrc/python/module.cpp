@@ -20,7 +20,7 @@
 #include "images/resample.h"
 #include "network/losses.h"
 #include "network/optimizers.h"
-#include "network/saved.h"
+#include "python/lock.h"
 #include "python/read_network.h"
 #include "python/step.h"
 #include "torch/lower.h"
@@ -202,26 +202,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("know_modules", know_modules);
   m.def("know_training", know_training);
   m.def("check_loss", check_loss);
-  // Which layers' out_features, with repetitions, a row of mlp_forward's `saved` has.
-  m.def("kept_layers", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants,
-                          const std::vector<bool>& flags) {
-    const Program program = decode(numbers, constants);
-    NetworkSpec spec;
-    for (const LayerOps& ops : program.layers) {
-      LayerSpec layer;
-      layer.activation = ops.activation;
-      layer.noise = ops.noise >= 0;
-      layer.skip = ops.skip;
-      spec.layers.push_back(layer);
-    }
-    Needs needs;
-    for (const bool flag : flags) needs.push_back(flag);
-    std::vector<int64_t> layers;
-    if (needs.empty()) return layers;
-    set_gradients(program, needs, spec);
-    keep_for_gradients(spec);
-    for (const int64_t l : kept_layers(spec)) layers.push_back(l);
-    return layers;
+  // For the fakes, whose sizes may be symbols: the weights' places among the operands, and those
+  // that saved_weights() tells.
+  m.def("weights", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants) {
+    std::vector<int64_t> places;
+    for (const LayerOps& layer : decode(numbers, constants).layers) places.push_back(layer.weight);
+    return places;
+  });
+  m.def("saved_weights", [](const std::vector<int64_t>& numbers,
+                            const std::vector<double>& constants, const std::vector<bool>& flags) {
+    return saved_weights(decode(numbers, constants), Needs(flags.begin(), flags.end()));
   });
   m.def("compiled_isas", cpu::compiled_isas);
   m.def("available_isas", cpu::available_isas);

@@ -108,14 +108,6 @@ std::string read(PyObject* const* args, const at::Tensor& input, Network& networ
   return {};
 }
 
-LockReleased::LockReleased(const Arguments& arguments, int64_t batches) {
-  constexpr int64_t kShort = 30000;  // multiplications
-  int64_t work = 0;
-  for (const at::Tensor& operand : arguments.operands) work += operand.numel();
-  const int64_t rows = batches * arguments.batch();
-  if (rows > kShort || rows * work > kShort) release_.emplace();
-}
-
 Known& known() {
   static Known instance;
   return instance;

@@ -5,7 +5,6 @@
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,16 +64,6 @@ struct Known {
   PyObject* forward = PyUnicode_InternFromString("forward");
   PyObject* weight = PyUnicode_InternFromString("weight");
   PyObject* bias = PyUnicode_InternFromString("bias");
-};
-
-// Gives the interpreter's lock away for the life of the object, unless the work takes less time
-// than that does: a few microseconds.
-class LockReleased {
- public:
-  explicit LockReleased(const Arguments& arguments, int64_t batches = 1);
-
- private:
-  std::optional<pybind11::gil_scoped_release> release_;
 };
 
 Known& known();

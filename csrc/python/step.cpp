@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "python/lock.h"
 #include "python/read_network.h"
 #include "torch/step.h"
 
@@ -35,7 +36,7 @@ struct Keys {
            *opt_called = interned("_opt_called"), *correct = interned("correct");
   // Of each optimizer and loss, in the order of its info.
   struct Of {
-    std::vector<PyObject*> options, states, scalars;
+    std::vector<PyObject*> options, tensors, scalars;  // tensors: a parameter's state, a loss's own
   };
   std::vector<Of> optimizers, losses;
 
@@ -43,14 +44,14 @@ struct Keys {
     for (const OptimizerInfo& info : fastmlp::optimizers()) {
       Of of;
       for (const OptionInfo& one : info.options) add(one.name, of.options);
-      for (const StateInfo& one : info.states) add(one.key, of.states);
+      for (const StateInfo& one : info.states) add(one.key, of.tensors);
       for (const StateInfo& one : info.scalars) add(one.key, of.scalars);
       optimizers.push_back(of);
     }
     for (const LossInfo& info : fastmlp::losses()) {
       Of of;
       for (const OptionInfo& one : info.options) add(one.name, of.options);
-      for (const LossOperandInfo& one : info.operands) add(one.buffer, of.states);
+      for (const LossOperandInfo& one : info.operands) add(one.buffer, of.tensors);
       losses.push_back(of);
     }
   }
@@ -75,11 +76,14 @@ PyObject* find(PyObject* dict, PyObject* key) {
 
 std::string text(PyObject* string) { return py::str(py::handle(string)); }
 
-PyObject* item(PyObject* dict, PyObject* key) {
+// what: whose dict it is.
+PyObject* item(PyObject* dict, PyObject* key, const char* what) {
   PyObject* value = find(dict, key);
-  if (!value) throw py::key_error("the optimizer's parameter group has no " + text(key));
+  if (!value) throw py::key_error(std::string("the ") + what + " has no " + text(key));
   return value;
 }
+
+constexpr const char* kGroup = "optimizer's parameter group";
 
 double number(PyObject* object) {
   const double value = PyFloat_AsDouble(object);  // of a 0-dimensional tensor, too
@@ -126,7 +130,7 @@ class StepObjects {
     const Keys& k = keys();
     loss = attribute(k.loss);
     loss_kind = kind_of(loss, known_losses(), "loss");
-    optimizer = attribute(k.optimizer);
+    PyObject* const optimizer = attribute(k.optimizer);
     optimizer_kind = kind_of(optimizer, known_optimizers(), "optimizer");
     optimizer_state_ = dict_of(optimizer);
     model_state_ = dict_of(attribute(k.model));
@@ -137,12 +141,14 @@ class StepObjects {
     max_grad_norm = norm == Py_None ? 0 : number(norm);
   }
 
-  PyObject *loss = nullptr, *optimizer = nullptr, *hooks = nullptr;
+  PyObject *loss = nullptr, *hooks = nullptr;
   int loss_kind = 0, optimizer_kind = 0;
   double max_grad_norm = 0;
 
-  PyObject* groups() const { return item(optimizer_state_.ptr(), keys().param_groups); }
-  PyObject* states() const { return item(optimizer_state_.ptr(), keys().state); }
+  PyObject* groups() const {
+    return item(optimizer_state_.ptr(), keys().param_groups, "optimizer");
+  }
+  PyObject* states() const { return item(optimizer_state_.ptr(), keys().state, "optimizer"); }
 
   // The network beside the input; false where the modules are none, of which Python's reader knows
   // why.
@@ -152,7 +158,7 @@ class StepObjects {
       refuse(std::string("the input is ") + reason);
     if (input->dim() == 0) refuse("the input has no dimensions");
     without_gradient(input_object, "input");
-    PyObject* const modules = item(model_state_.ptr(), keys().modules);
+    PyObject* const modules = item(model_state_.ptr(), keys().modules, "model");
     if (!PyDict_Check(modules)) throw py::type_error("expected the model's modules");
     const bool found = recognise(modules, *input, network);
     if (!found && PyErr_Occurred()) throw py::error_already_set();
@@ -288,28 +294,34 @@ class Optimizer {
     return nullptr;
   }
 
+  // One option, which may be a pair of numbers.
+  void read_option(PyObject* group, size_t i, double*& next) const {
+    const OptionInfo& option = info_.options[i];
+    PyObject* const value =
+        option.optional ? find(group, keys_.options[i]) : item(group, keys_.options[i], kGroup);
+    if (!value) {
+      *next++ = option.absent;
+    } else if (option.kind == OptionInfo::flag) {
+      *next++ = PyObject_IsTrue(value) == 1;
+    } else if (option.kind == OptionInfo::number) {
+      *next++ = number(value);
+    } else {
+      if (!PySequence_Check(value) || PySequence_Size(value) != 2)
+        throw py::type_error(std::string("expected two ") + option.name);
+      for (int n = 0; n < 2; ++n) {
+        const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(value, n));
+        *next++ = number(one.ptr());
+      }
+    }
+  }
+
   void read(PyObject* group) {
-    PyObject* parameters = item(group, keys().params);
+    PyObject* parameters = item(group, keys().params, kGroup);
     if (!PyList_Check(parameters)) throw py::type_error("expected a list of parameters");
     Update update;
     update.optimizer = kind_;
-    int next = 0;
-    for (size_t i = 0; i < keys_.options.size(); ++i) {
-      const OptionInfo& option = info_.options[i];
-      if (option.numbers > 1) {
-        PyObject* const tuple = item(group, keys_.options[i]);
-        if (!PySequence_Check(tuple) || PySequence_Size(tuple) != option.numbers)
-          throw py::type_error("expected " + std::to_string(option.numbers) + " " + option.name);
-        for (int n = 0; n < option.numbers; ++n) {
-          const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(tuple, n));
-          update.options[next++] = number(one.ptr());
-        }
-        continue;
-      }
-      PyObject* const value =
-          option.optional ? find(group, keys_.options[i]) : item(group, keys_.options[i]);
-      update.options[next++] = value ? number(value) : option.absent;
-    }
+    double* next = update.options;
+    for (size_t i = 0; i < keys_.options.size(); ++i) read_option(group, i, next);
     update.maximize = flag(group, keys().maximize);
     if (flag(group, keys().differentiable) || flag(group, keys().capturable))
       refuse("expected an optimizer that is neither differentiable nor capturable");
@@ -374,7 +386,7 @@ class Optimizer {
       return !info.is_kept || info.is_kept(one.update.options);
     };
     bool any = !keys_.scalars.empty();
-    for (size_t i = 0; i < keys_.states.size(); ++i) any = any || is_kept(info_.states[i]);
+    for (size_t i = 0; i < keys_.tensors.size(); ++i) any = any || is_kept(info_.states[i]);
     if (!any) return;
     PyObject* const state = find_state(object);
     const bool empty = !state || PyDict_Size(state) == 0;
@@ -408,9 +420,9 @@ class Optimizer {
                                   ? static_cast<double>(*scalar.const_data_ptr<float>())
                                   : *scalar.const_data_ptr<double>();
     }
-    for (size_t i = 0; i < keys_.states.size(); ++i) {
+    for (size_t i = 0; i < keys_.tensors.size(); ++i) {
       const StateInfo& info = info_.states[i];
-      PyObject* const key = keys_.states[i];
+      PyObject* const key = keys_.tensors[i];
       if (!is_kept(info)) continue;
       if (info.made_by_step) {
         PyObject* const found = state ? find(state, key) : nullptr;
@@ -464,17 +476,15 @@ LossArguments read_loss(int kind, PyObject* module) {
         text(reduction) + "'");
   }
   for (size_t i = 0; i < names.options.size(); ++i) {
-    PyObject* const value = find(state.ptr(), names.options[i]);
-    if (!value) throw py::key_error("the loss has no " + text(names.options[i]));
-    loss.options[i] = number(value);
+    loss.options[i] = number(item(state.ptr(), names.options[i], "loss"));
   }
   if (PyObject* const ignored = find(state.ptr(), keys().ignore_index)) {
     loss.ignore_index = PyLong_AsLongLong(ignored);
     if (PyErr_Occurred()) throw py::error_already_set();
   }
   PyObject* const buffers = find(state.ptr(), keys().buffers);
-  for (size_t i = 0; i < names.states.size(); ++i) {
-    PyObject* const tensor = buffers ? find(buffers, names.states[i]) : nullptr;
+  for (size_t i = 0; i < names.tensors.size(); ++i) {
+    PyObject* const tensor = buffers ? find(buffers, names.tensors[i]) : nullptr;
     if (tensor && tensor != Py_None)
       loss.operands[i] =
           without_gradient(tensor, (std::string("loss's ") + info.operands[i].buffer).c_str());
@@ -562,7 +572,12 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 void check_loss(int kind, const py::handle& module) {
   const at::NoGradGuard no_gradients;  // whether its tensors want any is asked in each step
-  read_loss(kind, module.ptr());
+  const LossArguments arguments = read_loss(kind, module.ptr());
+  Loss loss;
+  std::copy_n(arguments.options, kMostLossOptions, loss.options);
+  const auto fault = losses()[kind].fault;
+  const std::string found = fault ? fault(loss) : std::string();
+  if (!found.empty()) throw py::value_error("fastmlp.TrainStep: " + found);
 }
 
 void know_training(const py::list& loss_classes, const py::list& optimizer_classes) {

@@ -2,11 +2,26 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
+#include "network/saved.h"
+
 namespace fastmlp {
 namespace {
 
 bool rows_are_contiguous(const at::Tensor& matrix) {
   return matrix.size(1) <= 1 || (matrix.stride(1) == 1 && matrix.stride(0) >= 0);
+}
+
+// All that a layer's ops tell without its tensors.
+LayerSpec spec_of(const LayerOps& ops) {
+  LayerSpec layer;
+  layer.activation = ops.activation;
+  std::copy_n(ops.parameters, kMostParameters, layer.parameters);
+  layer.bias = ops.bias >= 0;
+  layer.noise = ops.noise >= 0;
+  layer.skip = ops.skip;
+  return layer;
 }
 
 }  // namespace
@@ -35,7 +50,7 @@ Lowered lower(const Arguments& a) {
     return lowered.copies.back();
   };
   for (const LayerOps& ops : a.program.layers) {
-    LayerSpec layer;
+    LayerSpec layer = spec_of(ops);
     LayerMemory memory;
     const at::Tensor& given = a.operands[ops.weight];
     const at::Tensor& weight = readable(given, rows_are_contiguous(given));
@@ -46,15 +61,8 @@ Lowered lower(const Arguments& a) {
     if (ops.bias >= 0) {
       const at::Tensor& bias = a.operands[ops.bias];
       memory.bias = readable(bias, bias.is_contiguous()).const_data_ptr();
-      layer.bias = true;
     }
-    layer.activation = ops.activation;
-    for (int i = 0; i < kMostParameters; ++i) layer.parameters[i] = ops.parameters[i];
-    if (ops.noise >= 0) {
-      memory.noise = a.operands[ops.noise].const_data_ptr();
-      layer.noise = true;
-    }
-    layer.skip = ops.skip;
+    if (ops.noise >= 0) memory.noise = a.operands[ops.noise].const_data_ptr();
     spec.layers.push_back(layer);
     lowered.memory.layers.push_back(memory);
   }
@@ -71,6 +79,17 @@ void set_gradients(const Program& program, const Needs& needs, NetworkSpec& spec
     spec.layers[l].weight_gradient = gradient(program.layers[l].weight);
     spec.layers[l].bias_gradient = gradient(program.layers[l].bias);
   }
+}
+
+std::vector<int64_t> saved_weights(const Program& program, const Needs& needs) {
+  std::vector<int64_t> weights;
+  if (needs.empty()) return weights;
+  NetworkSpec spec;
+  for (const LayerOps& ops : program.layers) spec.layers.push_back(spec_of(ops));
+  set_gradients(program, needs, spec);
+  keep_for_gradients(spec);
+  for (const int64_t l : kept_layers(spec)) weights.push_back(program.layers[l].weight);
+  return weights;
 }
 
 }  // namespace fastmlp

@@ -25,7 +25,11 @@ at::Tensor as_rows(const at::Tensor& tensor);
 
 Lowered lower(const Arguments& arguments);
 
-// What a network keeps, and which gradients it has, where these are needed.
+// Which gradients a network has, where these are needed.
 void set_gradients(const Program& program, const Needs& needs, NetworkSpec& spec);
+
+// The weights, by their places among the operands, whose out_features a row of what mlp_forward
+// saves is made of, with repetitions.
+std::vector<int64_t> saved_weights(const Program& program, const Needs& needs);
 
 }  // namespace fastmlp

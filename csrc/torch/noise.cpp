@@ -26,19 +26,23 @@ Drawn draw_noise(const Arguments& a) {
   const Backend& backend = *backend_of(a.input.device().type());
   Drawn drawn;
   const int64_t batch = a.batch();
-  for (const LayerOps& layer : a.program.layers) {
-    LayerOps& to = drawn.program.add_linear(layer.bias >= 0);
-    drawn.operands.push_back(a.operands[layer.weight]);
-    if (layer.bias >= 0) drawn.operands.push_back(a.operands[layer.bias]);
-    to.activation = layer.activation;
-    std::copy(layer.parameters, layer.parameters + kMostParameters, to.parameters);
-    to.skip = layer.skip;
-    if (layer.dropout <= 0) continue;
-    to.noise = drawn.program.operands++;
-    const at::Tensor noise =
-        backend.allocate({batch, a.operands[layer.weight].size(0)}, a.input.scalar_type());
-    draw_noise(backend, dtype_of(a.input), layer.dropout, noise.numel(), noise.mutable_data_ptr());
-    drawn.operands.push_back(noise);
+  const auto take = [&](const at::Tensor& operand) {
+    drawn.operands.push_back(operand);
+    return drawn.program.operands++;
+  };
+  for (const LayerOps& given : a.program.layers) {
+    const at::Tensor& weight = a.operands[given.weight];
+    LayerOps layer = given;
+    layer.weight = take(weight);
+    if (given.bias >= 0) layer.bias = take(a.operands[given.bias]);
+    if (given.dropout > 0) {
+      const at::Tensor noise = backend.allocate({batch, weight.size(0)}, a.input.scalar_type());
+      draw_noise(backend, dtype_of(a.input), given.dropout, noise.numel(),
+                 noise.mutable_data_ptr());
+      layer.noise = take(noise);
+      layer.dropout = 0;
+    }
+    drawn.program.layers.push_back(layer);
   }
   return drawn;
 }

@@ -90,9 +90,8 @@ struct Outputs {
   at::Tensor output, saved;
 };
 
-Outputs run_forward(const Arguments& arguments, const Needs& needs) {
-  const Backend& backend = check(arguments);
-  check_needs(arguments, needs);
+// `saved` is undefined where there are no needs.
+Outputs run_forward(const Backend& backend, const Arguments& arguments, const Needs& needs) {
   Lowered lowered = lower(arguments);
   set_gradients(arguments.program, needs, lowered.spec);
   const at::ScalarType dtype = arguments.input.scalar_type();
@@ -115,11 +114,14 @@ std::tuple<at::Tensor, at::Tensor> forward_operator(const at::Tensor& input,
                                                     at::TensorList operands,
                                                     at::IntArrayRef numbers,
                                                     at::ArrayRef<double> constants,
-                                                    c10::List<bool> needs) {
+                                                    c10::List<bool> need_list) {
   const Program program = decode(numbers, constants);
   const Arguments arguments{input, operands, program};
-  Outputs result = run_forward(arguments, as_needs(needs));
-  if (!result.saved.defined()) result.saved = check(arguments).allocate({0}, input.scalar_type());
+  const Backend& backend = check(arguments);
+  const Needs needs = as_needs(need_list);
+  check_needs(arguments, needs);
+  Outputs result = run_forward(backend, arguments, needs);
+  if (!result.saved.defined()) result.saved = backend.allocate({0}, input.scalar_type());
   return {result.output, result.saved};
 }
 
@@ -176,7 +178,9 @@ at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList operands
 
 }  // namespace
 
-at::Tensor infer(const Arguments& arguments) { return run_forward(arguments, {}).output; }
+at::Tensor infer(const Arguments& arguments) {
+  return run_forward(check(arguments), arguments, {}).output;
+}
 
 }  // namespace fastmlp
 

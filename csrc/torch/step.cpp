@@ -71,13 +71,10 @@ Loss begin_loss(const LossArguments& arguments, const at::Tensor& target) {
   loss.ignore_index = arguments.ignore_index;
   std::copy_n(arguments.options, kMostLossOptions, loss.options);
   const LossInfo& info = losses()[loss.kind];
-  for (int i = 0; i < kMostLossOptions && info.options[i].name; ++i) {
-    TORCH_CHECK(std::strcmp(info.options[i].name, "label_smoothing") != 0 ||
-                    (loss.options[i] >= 0 && loss.options[i] <= 1),
-                "label_smoothing must be between 0.0 and 1.0. Got: ", loss.options[i]);
+  if (info.fault) {
+    const std::string fault = info.fault(loss);
+    TORCH_CHECK(fault.empty(), fault);
   }
-  TORCH_CHECK(!(info.per_row && info.target == Target::like_output) || loss.ignore_index < 0,
-              "ignore_index is not supported for floating point target");
   return loss;
 }
 
@@ -275,16 +272,17 @@ class Feed {
         features_(training.lowered().spec.layers.back().out_features),
         loss_(begin_loss(arguments, batches.targets)) {
     const at::Tensor& targets = batches_.targets;
-    const bool has_classes = losses()[loss_.kind].target == Target::classes;
     copies_target_ = targets.is_contiguous() && targets.layout() == at::kStrided &&
                      !targets.is_neg() && !targets.is_conj() && !targets._is_zerotensor() &&
-                     (has_classes ? targets.dim() == 1 && (targets.scalar_type() == at::kLong ||
-                                                           targets.scalar_type() == at::kByte)
-                                  : targets.dim() == 2 && targets.size(1) == features_ &&
-                                        targets.scalar_type() == dtype_);
-    if (copies_target_ && !has_classes)
+                     (has_classes() ? targets.dim() == 1 && (targets.scalar_type() == at::kLong ||
+                                                             targets.scalar_type() == at::kByte)
+                                    : targets.dim() == 2 && targets.size(1) == features_ &&
+                                          targets.scalar_type() == dtype_);
+    if (copies_target_ && !has_classes())
       operands_.target = training.backend().allocate({batches.size, features_}, dtype_);
   }
+
+  bool has_classes() const { return losses()[loss_.kind].target == Target::classes; }
 
   // The batch that begins at a place of the order.
   void fill(int64_t begin, StepBatch& batch) {
@@ -341,7 +339,7 @@ class Feed {
 
   void copy_target(const int64_t* rows, StepBatch& batch) {
     const at::Tensor& targets = batches_.targets;
-    if (losses()[loss_.kind].target == Target::classes) {
+    if (has_classes()) {
       operands_.classes.resize(batch.rows);
       const bool bytes = targets.scalar_type() == at::kByte;
       const void* const from = targets.const_data_ptr();
@@ -445,13 +443,11 @@ void train_steps(const Arguments& arguments, const Batches& given, const LossArg
   Training training(arguments, updates, max_grad_norm, is_alone);
   Feed feed(batches, loss, training, is_alone);
   StepBatch batch;
-  const bool has_classes =
-      losses()[begin_loss(loss, batches.targets).kind].target == Target::classes;
   for (done = 0; done < batches.count(); ++done) {
     feed.fill(done * batches.size, batch);
     const LossResult result = training.step(batch);
     losses_out[done] = rounded(result.loss, dtype);
-    correct[done] = has_classes ? result.correct : -1;
+    correct[done] = feed.has_classes() ? result.correct : -1;
   }
 }
 

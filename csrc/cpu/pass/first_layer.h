@@ -9,12 +9,9 @@ namespace fastmlp::cpu {
 template <typename T>
 class FirstLayer {
  public:
-  // panel_weight: of a step that keeps the weight's panels; null: none.
-  FirstLayer(const SparsePlan<T>& plan, Matrix<T> input, PanelWeight<T>* panel_weight = nullptr)
-      : plan_(&plan), input_(plan, input), panel_weight_(panel_weight) {}
-  // The same input with panels.
-  FirstLayer(const FirstLayer& other, PanelWeight<T>* panel_weight)
-      : plan_(other.plan_), input_(other.input_), panel_weight_(panel_weight) {}
+  FirstLayer(const SparsePlan<T>& plan, Matrix<T> input) : plan_(&plan), input_(plan, input) {}
+  // Of a step that keeps the weight's panels.
+  void keep(PanelWeight<T>* panel_weight) { panel_weight_ = panel_weight; }
 
   const SparsePlan<T>& plan() const { return *plan_; }
   SparseInput<T>& input() { return input_; }
@@ -30,7 +27,7 @@ class FirstLayer {
  private:
   const SparsePlan<T>* plan_;
   SparseInput<T> input_;
-  PanelWeight<T>* panel_weight_;
+  PanelWeight<T>* panel_weight_ = nullptr;
 };
 
 }  // namespace fastmlp::cpu

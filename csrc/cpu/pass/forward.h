@@ -17,7 +17,6 @@ class ForwardPlan {
   const NetworkSpec& spec() const { return spec_; }
   const Machine<T>& machine() const { return machine_; }
   const SparsePlan<T>& sparse() const { return sparse_; }
-  int threads() const { return threads_; }
   // What it takes beside that of FirstLayer::elements(), which comes after it.
   int64_t workspace_elements() const { return 2 * scratch_ + buffers_.elements(threads_); }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;

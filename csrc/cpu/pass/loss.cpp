@@ -30,7 +30,7 @@ template <typename T>
 LossResult compute_loss(Loss& loss, int64_t max_threads) {
   const LossInfo& info = losses()[loss.kind];
   if (info.per_row && loss.features == 0) return {info.of_no_classes(loss), 0};
-  loss.single = sizeof(T) == 4;
+  loss.dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
   info.prepare(loss);
   const auto rows = active_kernels<T>().loss[loss.kind];
   LossResult result;

@@ -106,9 +106,9 @@ LossResult Steps<T>::step(StepBatch& batch) {
   memory_.input = batch.input;
   for (int64_t l = 0; l < batch.noise.size(); ++l) memory_.layers[l].noise = batch.noise[l];
 
-  FirstLayer<T> looked(forward_->sparse(),
-                       {static_cast<const T*>(batch.input), batch.input_stride, 1});
-  FirstLayer<T> first(looked, panel_weight(looked));
+  FirstLayer<T> first(forward_->sparse(),
+                      {static_cast<const T*>(batch.input), batch.input_stride, 1});
+  first.keep(panel_weight(first));
   const int64_t forward_elements = aligned<T>(forward_->workspace_elements() + first.elements());
   const bool may_skip = first.looks_at_input() && spec_.layers[0].weight_gradient != Gradient::none;
   if (may_skip && !sparse_backward_) sparse_backward_ = backward_plan<T>(spec_, machine_, true);

@@ -56,20 +56,52 @@ FASTMLP_INLINE double class_weight(const Loss& loss, int64_t j) {
 
 // The mean is over the weights of the rows' classes.
 inline void prepare_classes(Loss& loss) {
-  const auto weight = [&](int64_t j) {
-    return loss.single ? class_weight<float>(loss, j) : class_weight<double>(loss, j);
-  };
-  for (int64_t j = 0; j < loss.features; ++j) loss.class_weights += weight(j);
-  if (loss.reduction != Reduction::mean) return;
-  loss.denominator = 0;
-  for (int64_t i = 0; i < loss.batch; ++i) {
-    if (loss.classes[i] != loss.ignore_index) loss.denominator += weight(loss.classes[i]);
-  }
+  dispatch(loss.dtype, [&](auto zero) {
+    const auto weight = [&](int64_t j) { return class_weight<decltype(zero)>(loss, j); };
+    for (int64_t j = 0; j < loss.features; ++j) loss.class_weights += weight(j);
+    if (loss.reduction != Reduction::mean) return;
+    loss.denominator = 0;
+    for (int64_t i = 0; i < loss.batch; ++i) {
+      if (loss.classes[i] != loss.ignore_index) loss.denominator += weight(loss.classes[i]);
+    }
+  });
 }
 
-struct CrossEntropyLoss {
-  enum Option { kLabelSmoothing };
+inline void prepare_rows(Loss& loss) {
+  if (loss.reduction == Reduction::mean) loss.denominator = static_cast<double>(loss.batch);
+}
 
+// What both have: label smoothing s, with which a class counts `keep` = 1 - s of itself and
+// `smooth` = s / n of each.
+struct SoftmaxLoss {
+  enum Option { kLabelSmoothing };
+  static constexpr int64_t kRows = 64;
+
+  static std::string fault(const Loss& loss) {
+    const double smoothing = loss.options[kLabelSmoothing];
+    if (smoothing >= 0 && smoothing <= 1) return {};
+    return "label_smoothing must be between 0.0 and 1.0. Got: " + std::to_string(smoothing);
+  }
+
+  // row(i, maximum, sum, level) for each row, when its gradient holds its softmax, of its greatest
+  // element and the sum of the exponentials of the differences from it: -log p of class j is
+  // `level`
+  // - z[j].
+  template <typename T, typename Row>
+  static FASTMLP_INLINE void each_row(const Loss& loss, int64_t begin, int64_t end,
+                                      const Row& row) {
+    const int64_t n = loss.features;
+    T maximum[kRows], sum[kRows];
+    softmax<T>(end - begin, n, static_cast<const T*>(loss.prediction) + begin * n,
+               static_cast<T*>(loss.gradient) + begin * n, maximum, sum);
+    for (int64_t i = begin; i < end; ++i) {
+      const T most = maximum[i - begin], total = sum[i - begin];
+      row(i, most, total, static_cast<double>(most) + std::log(static_cast<double>(total)));
+    }
+  }
+};
+
+struct CrossEntropyLoss : SoftmaxLoss {
   static double of_no_classes(const Loss& loss) {  // torch divides nothing by their number
     return loss.reduction == Reduction::mean || loss.options[kLabelSmoothing] > 0
                ? std::numeric_limits<double>::quiet_NaN()
@@ -78,32 +110,24 @@ struct CrossEntropyLoss {
 
   static constexpr LossInfo info{
       "CrossEntropyLoss", Target::classes, {{"weight", true}}, {{"label_smoothing"}}, true,
-      prepare_classes,    of_no_classes};
-  static constexpr int64_t kRows = 64;
+      prepare_classes,    fault,           of_no_classes};
 
   template <typename T>
   static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {
     const int64_t n = loss.features;
-    const T* const prediction = static_cast<const T*>(loss.prediction);
-    T* const gradients = static_cast<T*>(loss.gradient);
     const double smoothing = loss.options[kLabelSmoothing];
     const double smooth = smoothing / static_cast<double>(n), keep = 1 - smoothing;
-    T maximum[kRows], sum[kRows];
-    softmax<T>(end - begin, n, prediction + begin * n, gradients + begin * n, maximum, sum);
     LossResult result;
-    for (int64_t i = begin; i < end; ++i) {
-      const T* const z = prediction + i * n;
-      T* const gradient = gradients + i * n;
+    each_row<T>(loss, begin, end, [&](int64_t i, T maximum, T sum, double level) FASTMLP_INLINED {
+      const T* const z = static_cast<const T*>(loss.prediction) + i * n;
+      T* const gradient = static_cast<T*>(loss.gradient) + i * n;
       const int64_t label = loss.classes[i];
       if (label == loss.ignore_index) {
         for (int64_t j = 0; j < n; ++j) gradient[j] *= T(0);  // NaN stays, as in torch
-        continue;
+        return;
       }
-      // -log p of class j is `level` - z[j].
-      const double level =
-          static_cast<double>(maximum[i - begin]) + std::log(static_cast<double>(sum[i - begin]));
       // Most wrong predictions are seen without looking at all of z. A NaN makes the sum one.
-      const bool possible = z[label] == maximum[i - begin] || std::isnan(sum[i - begin]);
+      const bool possible = z[label] == maximum || std::isnan(sum);
       result.correct += possible && argmax(n, z) == label;
       const double own = keep * class_weight<T>(loss, label);
       double total = own * (level - z[label]);
@@ -120,43 +144,39 @@ struct CrossEntropyLoss {
       }
       gradient[label] -= static_cast<T>(own / loss.denominator);
       result.loss += total;
-    }
+    });
     return result;
   }
 };
 
-inline void prepare_rows(Loss& loss) {
-  if (loss.reduction == Reduction::mean) loss.denominator = static_cast<double>(loss.batch);
-}
-
-struct CrossEntropyLossOfProbabilities {
-  enum Option { kLabelSmoothing };
-
+struct CrossEntropyLossOfProbabilities : SoftmaxLoss {
+  static std::string fault(const Loss& loss) {
+    if (loss.ignore_index >= 0) return "ignore_index is not supported for floating point target";
+    return SoftmaxLoss::fault(loss);
+  }
   static double of_no_classes(const Loss& loss) {
     return loss.reduction == Reduction::mean ? std::numeric_limits<double>::quiet_NaN() : 0;
   }
 
-  static constexpr LossInfo info{
-      "CrossEntropyLoss", Target::like_output, {{"weight", true}}, {{"label_smoothing"}}, true,
-      prepare_rows,       of_no_classes};
-  static constexpr int64_t kRows = CrossEntropyLoss::kRows;
+  static constexpr LossInfo info{"CrossEntropyLoss",
+                                 Target::like_output,
+                                 {{"weight", true}},
+                                 {{"label_smoothing"}},
+                                 true,
+                                 prepare_rows,
+                                 fault,
+                                 of_no_classes};
 
   template <typename T>
   static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {
     const int64_t n = loss.features;
-    const T* const prediction = static_cast<const T*>(loss.prediction);
-    const T* const targets = static_cast<const T*>(loss.target);
-    T* const gradients = static_cast<T*>(loss.gradient);
     const double smoothing = loss.options[kLabelSmoothing];
     const double smooth = smoothing / static_cast<double>(n), keep = 1 - smoothing;
-    T maximum[kRows], sum[kRows];
-    softmax<T>(end - begin, n, prediction + begin * n, gradients + begin * n, maximum, sum);
     LossResult result;
-    for (int64_t i = begin; i < end; ++i) {
-      const T *const z = prediction + i * n, *const target = targets + i * n;
-      T* const gradient = gradients + i * n;
-      const double level =
-          static_cast<double>(maximum[i - begin]) + std::log(static_cast<double>(sum[i - begin]));
+    each_row<T>(loss, begin, end, [&](int64_t i, T, T, double level) FASTMLP_INLINED {
+      const T* const z = static_cast<const T*>(loss.prediction) + i * n;
+      const T* const target = static_cast<const T*>(loss.target) + i * n;
+      T* const gradient = static_cast<T*>(loss.gradient) + i * n;
       const auto share = [&](int64_t j) {
         return class_weight<T>(loss, j) * (keep * target[j] + smooth);
       };
@@ -169,7 +189,7 @@ struct CrossEntropyLossOfProbabilities {
         gradient[j] = static_cast<T>((gradient[j] * all - share(j)) / loss.denominator);
       }
       result.loss += total;
-    }
+    });
     return result;
   }
 };

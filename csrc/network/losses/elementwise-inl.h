@@ -1,62 +1,7 @@
-// The losses of each element alone: Element(loss)(z, t, operands, value, gradient), with the
-// gradient divided by the denominator. Included inside a target region, after math-inl.h.
+// What the losses of each element alone share. Such a loss has an Element(loss), which is called
+// with (z, t, operands, value, gradient) and divides the gradient by the denominator. Included
+// inside a target region, after math-inl.h.
 
 inline void prepare_elementwise(Loss& loss) {
   loss.denominator = loss.reduction == Reduction::mean ? loss.elements() : 1;
 }
-
-struct MSELoss {
-  static constexpr LossInfo info{"MSELoss", Target::like_output, {}, {},
-                                 false,     prepare_elementwise};
-
-  template <typename T>
-  struct Element {
-    using V = Vec<T>;
-    // Twice a difference may be infinite where its mean is not.
-    const Reg<T> twice;
-
-    FASTMLP_INLINE explicit Element(const Loss& loss)
-        : twice(V::set1(2 * static_cast<T>(1 / loss.denominator))) {}
-    FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>*, Reg<T>& value,
-                                   Reg<T>& gradient) const {
-      const auto difference = V::sub(z, t);
-      value = V::mul(difference, difference);
-      gradient = V::mul(difference, twice);
-    }
-  };
-};
-
-// (1 - t)·z + l·log(1 + exp(-z)) with l = 1 + (pos_weight - 1)·t, without overflow.
-struct BCEWithLogitsLoss {
-  static constexpr LossInfo info{
-      "BCEWithLogitsLoss", Target::like_output, {{"weight"}, {"pos_weight"}}, {}, false,
-      prepare_elementwise};
-
-  template <typename T>
-  struct Element {
-    using V = Vec<T>;
-    const bool has_weight, has_positive_weight;
-    const Reg<T> scale;
-
-    FASTMLP_INLINE explicit Element(const Loss& loss)
-        : has_weight(loss.operands[0]),
-          has_positive_weight(loss.operands[1]),
-          scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
-    FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>* operands, Reg<T>& value,
-                                   Reg<T>& gradient) const {
-      const auto zero = V::zero(), one = V::set1(T(1)), rest = V::sub(one, t);
-      auto l = one;
-      if (has_positive_weight) l = V::fma(V::sub(operands[1], one), t, one);
-      const auto e = exp<T>(V::sub(zero, V::abs(z)));
-      const auto softplus = V::add(log_of_one_and<T>(e), V::max(V::sub(zero, z), zero));
-      const auto sigmoid_of_minus = V::div(V::select(V::is_positive(z), e, one), V::add(one, e));
-      value = V::fma(l, softplus, V::mul(rest, z));
-      auto slope = V::sub(rest, V::mul(l, sigmoid_of_minus));
-      if (has_weight) {
-        value = V::mul(operands[0], value);
-        slope = V::mul(operands[0], slope);
-      }
-      gradient = V::mul(slope, scale);
-    }
-  };
-};

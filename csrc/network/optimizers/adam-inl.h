@@ -1,6 +1,6 @@
 // torch.optim.Adam and AdamW: Kingma and Ba 2015; AMSGrad: Reddi et al. 2018; decoupled weight
 // decay: Loshchilov and Hutter 2019.
-struct Adam {
+struct AdamOrAdamW {
   enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kAmsgrad, kDecoupled };
   enum State { kMean, kSquare, kSquareMax };
   enum Number { kCorrection1, kCorrection2 };  // 1 - beta1^step, √(1 - beta2^step)
@@ -12,18 +12,19 @@ struct Adam {
     u.numbers[kCorrection2] = std::sqrt(1 - std::pow(u.options[kBeta2], step));
   }
 
-  static constexpr OptimizerInfo info{
-      "Adam",
-      {{"lr"},
-       {"betas", 2},
-       {"eps"},
-       {"weight_decay"},
-       {"amsgrad"},
-       {"decoupled_weight_decay", 1, true, 0}},
-      {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", has_maximum}},
-      {{"step"}},
-      advance};
-
+  // decoupled: what the option is where torch has not got it.
+  static constexpr OptimizerInfo info_of(const char* name, double decoupled) {
+    return {name,
+            {{"lr"},
+             {"betas", OptionInfo::pair},
+             {"eps"},
+             {"weight_decay"},
+             {"amsgrad", OptionInfo::flag},
+             {"decoupled_weight_decay", OptionInfo::flag, true, decoupled}},
+            {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", has_maximum}},
+            {{"step"}},
+            advance};
+  }
   template <typename T>
   struct Rule {
     using V = Vec<T>;
@@ -72,16 +73,10 @@ struct Adam {
   };
 };
 
-struct AdamW : Adam {
-  static constexpr OptimizerInfo info{
-      "AdamW",
-      {{"lr"},
-       {"betas", 2},
-       {"eps"},
-       {"weight_decay"},
-       {"amsgrad"},
-       {"decoupled_weight_decay", 1, true, 1}},
-      {{"exp_avg"}, {"exp_avg_sq"}, {"max_exp_avg_sq", has_maximum}},
-      {{"step"}},
-      advance};
+struct Adam : AdamOrAdamW {
+  static constexpr OptimizerInfo info = info_of("Adam", 0);
+};
+
+struct AdamW : AdamOrAdamW {
+  static constexpr OptimizerInfo info = info_of("AdamW", 1);
 };

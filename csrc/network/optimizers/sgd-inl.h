@@ -11,7 +11,7 @@ struct SGD {
 
   static constexpr OptimizerInfo info{
       "SGD",
-      {{"lr"}, {"momentum"}, {"dampening"}, {"weight_decay"}, {"nesterov"}},
+      {{"lr"}, {"momentum"}, {"dampening"}, {"weight_decay"}, {"nesterov", OptionInfo::flag}},
       {{"momentum_buffer", has_momentum, 0, true}},
       {},
       advance,

@@ -161,8 +161,6 @@ class SparseInput {
     if (shifts_) rest_ = shared, s_ = {shared, k_, 1};
   }
 
-  const WeightPanels<T>& panels() const { return plan_->panels(); }
-
   // Looks at x, by rows. All members have to wait before they go on.
   void scan(Member member) const {
     for (int64_t tile = member.begin(rows_.count()); tile < member.end(rows_.count()); ++tile) {
