@@ -17,10 +17,9 @@ class PlanCache {
   // The plan that `is_wanted` is true of, or a new one.
   template <typename IsWanted, typename Make>
   std::shared_ptr<const Plan> find(const IsWanted& is_wanted, const Make& make) {
-    auto one = std::find_if(plans_.begin(), plans_.end(),
+    auto one = std::find_if(plans_.begin(), plans_.end() - 1,  // or the last one
                             [&](const auto& plan) { return !plan || is_wanted(*plan); });
-    if (one == plans_.end()) *--one = nullptr;
-    if (!*one) *one = make();
+    if (!*one || !is_wanted(**one)) *one = make();
     std::rotate(plans_.begin(), one, one + 1);
     return plans_.front();
   }
