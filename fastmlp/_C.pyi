@@ -17,6 +17,9 @@ LOSSES: tuple[str, ...]
 OPTIMIZERS: tuple[str, ...]
 # name, torch.nn's class, ATen's operator, parameters, and an attribute of the class and its value
 ACTIVATION_INFOS: tuple[tuple[str, str, str, dict[str, float], str | None, str | None], ...]
+
+def takes_parameters(activation: int, parameters: tuple[float, ...], /) -> bool: ...
+
 # csrc/images
 MOST_PIXELS: int
 MOST_NOISE: float

@@ -80,7 +80,8 @@ def read(module: Any) -> tuple[int, tuple[float, ...]] | None:
         if one.mode_name is not None and getattr(module, one.mode_name) != one.mode:
             continue
         try:
-            return number, tuple(float(getattr(module, name)) for name in one.parameters)
+            parameters = tuple(float(getattr(module, name)) for name in one.parameters)
         except (TypeError, ValueError, OverflowError):  # torch will say what it thinks of it
             return None
+        return (number, parameters) if _C.takes_parameters(number, parameters) else None
     return None

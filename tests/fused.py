@@ -32,7 +32,10 @@ def forced(isa: str) -> Iterator[None]:
 
 # csrc/network/program.h
 LINEAR, ACTIVATION, DROPOUT, NOISE, SKIP = range(5)
-PARAMETERS = {"leaky_relu": [0.01], "elu": [1.0]}
+PARAMETERS = {
+    "leaky_relu": [0.01],
+    "elu": [1.0],
+}
 
 Encoded: TypeAlias = tuple[list[Tensor], list[int], list[float]]
 

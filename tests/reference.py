@@ -13,7 +13,7 @@ layer's input a is known to within Δa:
     z  = W a + b      Δz  = |W| Δa + gamma_{k+1} (|W| (|a| + Δa) + |b|)
     f(z)              Δf = sup|f'| Δz + c u s(z)
     a' = n f(z) + a   Δa' = |n| (Δf + u (|f| + Δf)), plus Δa + u (|a'| + Δa') for the sum
-    f'(z)             Δf' = sup|f''| Δz + 3 c u s'(z), and a jump of f' at 0 where |z| <= Δz
+    f'(z)             Δf' = sup|f''| Δz + 3 c u s'(z), and a jump of f' at k where |z − k| <= Δz
     h = n g           Δh = |n| (Δg + u (|g| + Δg))
     dz = h f'(z)      Δdz = Δh (|f'| + Δf') + |h| Δf' + 2u (|h| + Δh) (|f'| + Δf')
     dW = dzᵀ a        ΔdW = Δdzᵀ (|a| + Δa) + |dz|ᵀ Δa + gamma_batch (|dz| + Δdz)ᵀ (|a| + Δa)
@@ -70,8 +70,8 @@ class Activation:
     f: Function
     df: Function
     sup_df: float  # greatest |f'|
-    sup_ddf: float  # greatest |f''| outside of 0
-    jump: float  # of f' at 0
+    sup_ddf: float  # greatest |f''| outside of the kinks
+    kinks: Sequence[tuple[float, float]]  # where f' jumps, and by how much
     scale: Function | None  # s: greatest magnitude met while computing f; None: f is exact
     scale_d: Function | None  # s', the same of f'
     module: Callable[[], nn.Module]
@@ -138,7 +138,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
         return np.where(z > 0, np.ones_like(z), np.full_like(z, slope))
 
     return Activation(
-        f, df, max(1, abs(slope)), 0, abs(1 - slope), f, df,
+        f, df, max(1, abs(slope)), 0, [(0, abs(1 - slope))], f, df,
         lambda: nn.LeakyReLU(slope), lambda z: F.leaky_relu(z, slope),
     )  # fmt: skip
 
@@ -152,40 +152,44 @@ def elu(alpha: float = 1.0) -> Activation:
 
     a = abs(alpha)
     return Activation(
-        f, df, max(1, a), a, abs(1 - alpha), f, lambda z: np.maximum(a, one(z)),
+        f, df, max(1, a), a, [(0, abs(1 - alpha))], f, lambda z: np.maximum(a, one(z)),
         lambda: nn.ELU(alpha), lambda z: F.elu(z, alpha),
     )  # fmt: skip
 
 
+def log1p_exp(z: Array) -> Array:
+    return np.log1p(np.exp(-np.abs(z))) + np.maximum(z, 0)
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(lambda z: z, one, 1, 0, 0, None, None, nn.Identity, lambda z: z),
+    "identity": Activation(lambda z: z, one, 1, 0, [], None, None, nn.Identity, lambda z: z),
     "relu": Activation(
-        lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype), 1, 0, 1, None, None,
+        lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(z.dtype), 1, 0, [(0, 1)], None, None,
         nn.ReLU, F.relu,
     ),
     "leaky_relu": leaky_relu(),
     "elu": elu(),
     "sigmoid": Activation(
-        sigmoid, lambda z: sigmoid(z) * sigmoid(-z), 0.25, 0.1, 0, sigmoid, sigmoid,
+        sigmoid, lambda z: sigmoid(z) * sigmoid(-z), 0.25, 0.1, [], sigmoid, sigmoid,
         nn.Sigmoid, torch.sigmoid,
     ),
     "tanh": Activation(
-        np.tanh, lambda z: 1 / np.cosh(np.clip(z, -300, 300)) ** 2, 1, 0.77, 0, np.tanh, one,
+        np.tanh, lambda z: 1 / np.cosh(np.clip(z, -300, 300)) ** 2, 1, 0.77, [], np.tanh, one,
         nn.Tanh, torch.tanh,
     ),
     "gelu": Activation(
-        lambda z: z * cdf(z), lambda z: cdf(z) + z * pdf(z), 1.13, 0.8, 0, lambda z: z, one,
+        lambda z: z * cdf(z), lambda z: cdf(z) + z * pdf(z), 1.13, 0.8, [], lambda z: z, one,
         nn.GELU, F.gelu,
     ),
     # 1 − tanh² meets z times the derivative of tanh's argument; past |z| = 8 it is 0 in float64.
     "gelu_tanh": Activation(
-        gelu_tanh, gelu_tanh_d, 1.13, 0.81, 0, lambda z: z,
+        gelu_tanh, gelu_tanh_d, 1.13, 0.81, [], lambda z: z,
         lambda z: 1 + np.minimum(abs(z), 8) * gelu_inner_d(np.minimum(abs(z), 8)) / 2,
         lambda: nn.GELU(approximate="tanh"), lambda z: F.gelu(z, approximate="tanh"),
     ),
     # 1 − sigmoid meets z; past 40 it is 0 in float64.
     "silu": Activation(
-        lambda z: z * sigmoid(z), silu_d, 1.1, 0.51, 0, lambda z: z * sigmoid(z),
+        lambda z: z * sigmoid(z), silu_d, 1.1, 0.51, [], lambda z: z * sigmoid(z),
         lambda z: 1 + np.clip(z, 0, 40), nn.SiLU, F.silu,
     ),
 }  # fmt: skip
@@ -331,7 +335,8 @@ def exact(
         (a, da), (z, dz), act = inputs[i], sums[i], activations[i]
         slope = act.df(z)
         dslope = act.sup_ddf * dz + rounding(act.scale_d, z, dz, 3 * ROUNDINGS)
-        dslope = dslope + act.jump * (size(z) <= dz)
+        for place, jump in act.kinks:
+            dslope = dslope + jump * (size(z - wider(place)) <= dz)
         steepest = size(slope) + dslope
         skipped = g, dg
         g, dg = dropped(i, g, dg)

@@ -290,7 +290,7 @@ EDITS: dict[str, Callable[[nn.Sequential], Any]] = {
     "delete activation": remove(1),
     "another activation": put(1, nn.Tanh()),
     "inplace": put(1, nn.ReLU(inplace=True)),
-    "unfused activation": put(1, nn.Softplus()),
+    "unfused activation": put(1, nn.Softshrink()),
     "softmax at the end": lambda m: m.append(nn.Softmax(-1)),
     "dropout": lambda m: m.insert(2, nn.Dropout(0.5)).eval(),
     "layer norm": lambda m: m.insert(1, nn.LayerNorm(9)),

@@ -16,6 +16,7 @@ inline constexpr int kMostParameters = 2;
 struct Parameter {
   const char* name = nullptr;  // of the module's attribute and of the ATen operator's argument
   double value = 0;            // torch's default
+  bool divides = false;        // it may not be zero
 };
 
 struct ActivationInfo {
@@ -32,6 +33,14 @@ struct ActivationInfo {
     int count = 0;
     while (count < kMostParameters && parameters[count].name) ++count;
     return count;
+  }
+
+  // Whether torch's function is defined for these.
+  constexpr bool takes(const double* values) const {
+    for (int i = 0; i < parameter_count(); ++i) {
+      if (parameters[i].divides && values[i] == 0) return false;
+    }
+    return true;
   }
 };
 

@@ -86,6 +86,9 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
       layer.activation = static_cast<int>(number);
       for (int i = 0; i < activations()[number].parameter_count(); ++i)
         layer.parameters[i] = rest.take("an activation's parameter");
+      if (!activations()[number].takes(layer.parameters))
+        refuse("with a parameter that " + std::string(activations()[number].name) +
+               " divides by, and that is 0");
     } else if (op == Op::dropout) {
       layer.dropout = rest.take("a dropout's probability");
     } else if (op == Op::noise) {

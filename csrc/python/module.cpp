@@ -193,6 +193,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   if (PyModule_AddFunctions(m.ptr(), kMethods) != 0) throw py::error_already_set();
   m.attr("ACTIVATIONS") = names_of(activations());
   m.attr("ACTIVATION_INFOS") = described_activations();
+  m.def("takes_parameters", [](int number, const std::vector<double>& parameters) {
+    return activations().at(number).takes(parameters.data());
+  });
   m.attr("LOSSES") = names_of(losses());
   m.attr("OPTIMIZERS") = names_of(optimizers());
   m.attr("MOST_PIXELS") = cpu::kMostPixels;

@@ -176,7 +176,7 @@ class Reader {
         PyObject* const parameter = PyDict_GetItemWithError(state, one.parameters[i]);
         if (!read_number(parameter, layer().parameters[i])) return false;
       }
-      return true;
+      return info.takes(layer().parameters);
     }
     return false;
   }
