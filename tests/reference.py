@@ -161,6 +161,11 @@ def log1p_exp(z: Array) -> Array:
     return np.log1p(np.exp(-np.abs(z))) + np.maximum(z, 0)
 
 
+def mish_d(z: Array) -> Array:
+    t = np.tanh(log1p_exp(z))
+    return t + z * sigmoid(z) / np.cosh(np.minimum(log1p_exp(z), 300)) ** 2
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(lambda z: z, one, 1, 0, [], None, None, nn.Identity, lambda z: z),
     "relu": Activation(
@@ -191,6 +196,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(
         lambda z: z * sigmoid(z), silu_d, 1.1, 0.51, [], lambda z: z * sigmoid(z),
         lambda z: 1 + np.clip(z, 0, 40), nn.SiLU, F.silu,
+    ),
+    # … as 1 − tanh² does.
+    "mish": Activation(
+        lambda z: z * np.tanh(log1p_exp(z)), mish_d, 1.09, 0.65, [],
+        lambda z: z * np.tanh(log1p_exp(z)), lambda z: 1 + np.clip(z, 0, 40), nn.Mish, F.mish,
     ),
 }  # fmt: skip
 

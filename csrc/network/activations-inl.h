@@ -150,5 +150,30 @@ struct SiLU {
   }
 };
 
+// Misra 2019: z·tanh(log(1 + exp(z))). With e = exp(z) and n = e·(e + 2), the tanh is n / (n + 2).
+struct Mish {
+  static constexpr ActivationInfo info{"mish", "Mish", Saved::sums};
+  static constexpr double kLinear = 40;  // from here on the tanh is 1
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const auto two = V::set1(T(2)), e = exp<T>(V::min(V::set1(T(kLinear)), z));
+    const auto n = V::mul(e, V::add(e, two));
+    return V::mul(z, V::div(n, V::add(n, two)));
+  }
+  // tanh + z·(1 - tanh²)·σ(z) = (n + 4z·e·(1 + e) / (n + 2)) / (n + 2).
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const auto one = V::set1(T(1)), two = V::set1(T(2));
+    const auto least = V::min(V::set1(T(kLinear)), z), e = exp<T>(least);
+    const auto n = V::mul(e, V::add(e, two)), r = V::div(one, V::add(n, two));
+    // z - z keeps what torch makes of an infinity. The products beside a subnormal e are none.
+    const auto x = V::mul(V::add(least, V::sub(z, z)), without_subnormals<T>(e));
+    const auto bend = V::mul(V::mul(V::mul(x, V::set1(T(4))), r), V::add(one, e));
+    return V::mul(g, V::fma(bend, r, V::mul(n, r)));
+  }
+};
+
 // Their places are their numbers: append, never reorder.
-using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU>;
+using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish>;
