@@ -35,6 +35,7 @@ LINEAR, ACTIVATION, DROPOUT, NOISE, SKIP = range(5)
 PARAMETERS = {
     "leaky_relu": [0.01],
     "elu": [1.0],
+    "softplus": [1.0, 20.0],
 }
 
 Encoded: TypeAlias = tuple[list[Tensor], list[int], list[float]]

@@ -166,6 +166,19 @@ def mish_d(z: Array) -> Array:
     return t + z * sigmoid(z) / np.cosh(np.minimum(log1p_exp(z), 300)) ** 2
 
 
+def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    def f(z: Array) -> Array:
+        return np.where(beta * z > threshold, z, log1p_exp(beta * z) / beta)
+
+    def df(z: Array) -> Array:
+        return np.where(beta * z > threshold, 1, sigmoid(beta * z))
+
+    return Activation(
+        f, df, 1, abs(beta) / 4, [(threshold / beta, float(sigmoid(np.array(-threshold))))], f, df,
+        lambda: nn.Softplus(beta, threshold), lambda z: F.softplus(z, beta, threshold),
+    )  # fmt: skip
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(lambda z: z, one, 1, 0, [], None, None, nn.Identity, lambda z: z),
     "relu": Activation(
@@ -202,6 +215,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: z * np.tanh(log1p_exp(z)), mish_d, 1.09, 0.65, [],
         lambda z: z * np.tanh(log1p_exp(z)), lambda z: 1 + np.clip(z, 0, 40), nn.Mish, F.mish,
     ),
+    "softplus": softplus(),
 }  # fmt: skip
 
 

@@ -175,5 +175,30 @@ struct Mish {
   }
 };
 
+// log(1 + exp(beta·z)) / beta, and z above the threshold (Dugas et al. 2001).
+struct Softplus {
+  static constexpr ActivationInfo info{
+      "softplus", "Softplus", Saved::sums, {{"beta", 1}, {"threshold", 20}}};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> is_linear(Reg<T> x, Reg<T> threshold, Reg<T> z, Reg<T> other) {
+    using V = Vec<T>;
+    return V::select(V::is_positive(V::sub(x, threshold)), z, other);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    const auto x = V::mul(z, p[0]);
+    const auto small = log_of_one_and<T>(exp<T>(V::sub(V::zero(), V::abs(x))));
+    return is_linear<T>(x, p[1], z, V::div(V::add(small, V::max(V::zero(), x)), p[0]));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    const auto x = V::mul(z, p[0]), e = exp<T>(x);
+    return is_linear<T>(x, p[1], g, V::div(V::mul(g, e), V::add(e, V::set1(T(1)))));
+  }
+};
+
 // Their places are their numbers: append, never reorder.
-using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish>;
+using Activations =
+    List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish, Softplus>;
