@@ -216,6 +216,11 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: z * np.tanh(log1p_exp(z)), lambda z: 1 + np.clip(z, 0, 40), nn.Mish, F.mish,
     ),
     "softplus": softplus(),
+    "hardswish": Activation(
+        lambda z: z * np.clip(z + 3, 0, 6) / 6,
+        lambda z: np.where(z <= -3, 0, np.where(z >= 3, 1, z / 3 + one(z) / 2)),
+        1.5, 1 / 3, [(-3, 0.5), (3, 0.5)], lambda z: z, one, nn.Hardswish, F.hardswish,
+    ),
 }  # fmt: skip
 
 

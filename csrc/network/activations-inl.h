@@ -199,6 +199,29 @@ struct Softplus {
   }
 };
 
+// Howard et al. 2019: z·min(max(z + 3, 0), 6) / 6.
+struct Hardswish {
+  static constexpr ActivationInfo info{"hardswish", "Hardswish", Saved::sums};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const auto rise = V::max(V::zero(), V::add(z, V::set1(T(3))));
+    return V::div(V::mul(z, V::min(V::set1(T(6)), rise)), V::set1(T(6)));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    const auto three = V::set1(T(3));
+    const auto slope = V::add(V::div(z, three), V::set1(T(0.5)));
+    const auto below = V::is_not_positive(V::add(z, three));
+    const auto inside = V::is_positive(V::sub(three, z));
+    // NaN is inside, as in torch.
+    const auto sloped = V::mul(g, slope);
+    return V::select(below, V::zero(),
+                     V::select(inside, sloped, V::select(V::is_positive(z), g, sloped)));
+  }
+};
+
 // Their places are their numbers: append, never reorder.
-using Activations =
-    List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish, Softplus>;
+using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish,
+                         Softplus, Hardswish>;
