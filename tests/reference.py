@@ -179,6 +179,19 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     )  # fmt: skip
 
 
+def selu_f(z: Array) -> Array:
+    scale, alpha = (np.asarray(text, z.dtype) for text in SELU)
+    return scale * np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0)))
+
+
+def selu_d(z: Array) -> Array:
+    scale, alpha = (np.asarray(text, z.dtype) for text in SELU)
+    return scale * np.where(z > 0, 1, alpha * np.exp(np.minimum(z, 0)))
+
+
+SELU = "1.0507009873554804934193349852946", "1.6732632423543772848170429916717"
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(lambda z: z, one, 1, 0, [], None, None, nn.Identity, lambda z: z),
     "relu": Activation(
@@ -220,6 +233,9 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: z * np.clip(z + 3, 0, 6) / 6,
         lambda z: np.where(z <= -3, 0, np.where(z >= 3, 1, z / 3 + one(z) / 2)),
         1.5, 1 / 3, [(-3, 0.5), (3, 0.5)], lambda z: z, one, nn.Hardswish, F.hardswish,
+    ),
+    "selu": Activation(
+        selu_f, selu_d, 1.76, 1.76, [(0, 0.71)], selu_f, lambda z: 1 + one(z), nn.SELU, F.selu
     ),
 }  # fmt: skip
 

@@ -222,6 +222,24 @@ struct Hardswish {
   }
 };
 
+// Klambauer et al. 2017.
+struct SELU {
+  static constexpr ActivationInfo info{"selu", "SELU", Saved::sums};
+  static constexpr double kAlpha = 1.6732632423543772848, kScale = 1.0507009873554804934;
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), V::set1(T(kAlpha * kScale))),
+                     V::mul(z, V::set1(T(kScale))));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
+    using V = Vec<T>;
+    return V::select(V::is_positive(z), V::mul(g, V::set1(T(kScale))),
+                     V::mul(V::mul(g, V::set1(T(kAlpha * kScale))), exp<T>(z)));
+  }
+};
+
 // Their places are their numbers: append, never reorder.
 using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish,
-                         Softplus, Hardswish>;
+                         Softplus, Hardswish, SELU>;
