@@ -36,6 +36,7 @@ PARAMETERS = {
     "leaky_relu": [0.01],
     "elu": [1.0],
     "softplus": [1.0, 20.0],
+    "celu": [1.0],
 }
 
 Encoded: TypeAlias = tuple[list[Tensor], list[int], list[float]]

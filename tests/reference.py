@@ -192,6 +192,18 @@ def selu_d(z: Array) -> Array:
 SELU = "1.0507009873554804934193349852946", "1.6732632423543772848170429916717"
 
 
+def celu(alpha: float = 1.0) -> Activation:
+    def f(z: Array) -> Array:
+        return np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0) / alpha))
+
+    def df(z: Array) -> Array:
+        return np.where(z > 0, 1, np.exp(np.minimum(z, 0) / alpha))
+
+    return Activation(
+        f, df, 1, 1 / alpha, [(0, 0)], f, one, lambda: nn.CELU(alpha), lambda z: F.celu(z, alpha)
+    )
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(lambda z: z, one, 1, 0, [], None, None, nn.Identity, lambda z: z),
     "relu": Activation(
@@ -237,6 +249,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "selu": Activation(
         selu_f, selu_d, 1.76, 1.76, [(0, 0.71)], selu_f, lambda z: 1 + one(z), nn.SELU, F.selu
     ),
+    "celu": celu(),
 }  # fmt: skip
 
 

@@ -240,6 +240,21 @@ struct SELU {
   }
 };
 
+// Barron 2017.
+struct CELU {
+  static constexpr ActivationInfo info{"celu", "CELU", Saved::sums, {{"alpha", 1, true}}};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_not_positive(z), V::mul(expm1<T>(V::div(z, p[0])), p[0]), z);
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_positive(z), g, V::mul(g, exp<T>(V::div(z, p[0]))));
+  }
+};
+
 // Their places are their numbers: append, never reorder.
 using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish,
-                         Softplus, Hardswish, SELU>;
+                         Softplus, Hardswish, SELU, CELU>;
