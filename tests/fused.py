@@ -37,6 +37,7 @@ PARAMETERS = {
     "elu": [1.0],
     "softplus": [1.0, 20.0],
     "celu": [1.0],
+    "relu6": [0.0, 6.0],
 }
 
 Encoded: TypeAlias = tuple[list[Tensor], list[int], list[float]]

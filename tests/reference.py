@@ -250,6 +250,10 @@ ACTIVATIONS: dict[str, Activation] = {
         selu_f, selu_d, 1.76, 1.76, [(0, 0.71)], selu_f, lambda z: 1 + one(z), nn.SELU, F.selu
     ),
     "celu": celu(),
+    "relu6": Activation(
+        lambda z: np.clip(z, 0, 6), lambda z: ((z > 0) & (z < 6)).astype(z.dtype),
+        1, 0, [(0, 1), (6, 1)], None, None, nn.ReLU6, F.relu6,
+    ),
 }  # fmt: skip
 
 

@@ -255,6 +255,23 @@ struct CELU {
   }
 };
 
+// Krizhevsky 2010. Torch's module is a Hardtanh, whose bounds may be set.
+struct ReLU6 {
+  static constexpr ActivationInfo info{
+      "relu6", "ReLU6", Saved::sums, {{"min_val", 0}, {"max_val", 6}}, "hardtanh"};
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::min(p[1], V::max(p[0], z));
+  }
+  template <typename T>
+  static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
+    using V = Vec<T>;
+    return V::select(V::is_not_positive(V::sub(z, p[0])), V::zero(),
+                     V::select(V::is_not_positive(V::sub(p[1], z)), V::zero(), g));
+  }
+};
+
 // Their places are their numbers: append, never reorder.
 using Activations = List<Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, GELUTanh, SiLU, Mish,
-                         Softplus, Hardswish, SELU, CELU>;
+                         Softplus, Hardswish, SELU, CELU, ReLU6>;
