@@ -41,10 +41,16 @@ SMOOTH: tuple[Callable[[random.Random], nn.Module], ...] = (
     lambda _: nn.GELU(approximate="tanh"),
     lambda _: nn.SiLU(),
     lambda draw: nn.ELU(draw.choice((0.5, 1.0))),
+    lambda _: nn.Mish(),
+    lambda draw: nn.Softplus(draw.choice((0.5, 1.0)), draw.choice((5.0, 20.0))),
+    lambda draw: nn.CELU(draw.choice((0.5, 1.0))),
 )
 KINKED: tuple[Callable[[random.Random], nn.Module], ...] = (
     lambda _: nn.ReLU(),
     lambda draw: nn.LeakyReLU(draw.choice((0.01, 0.3))),
+    lambda _: nn.ReLU6(),
+    lambda _: nn.Hardswish(),
+    lambda _: nn.SELU(),
 )
 
 
@@ -240,8 +246,9 @@ def fit(draw: random.Random) -> str:
 
 def special(draw: random.Random) -> str:
     """NaN, infinities and zeros in every operand: in the same places as with torch."""
-    # Not ELU: what torch derives at NaN depends on whether a vector or the rest computes it.
-    activation = draw.choice([name for name in ACTIVATIONS if name != "elu"])
+    # What torch derives of these at NaN depends on whether a vector or the rest computes it.
+    unsettled = ("elu", "selu", "celu", "hardswish", "relu6")
+    activation = draw.choice([name for name in ACTIVATIONS if name not in unsettled])
     model = FusedMLP(sizes(draw, 3), activation=activation, dtype=torch.float64)
     plain = plain_twin(model)
     x = torch.randn(draw.choice(EDGES), features_of(model)[0]).double()

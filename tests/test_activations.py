@@ -13,10 +13,12 @@ from reference import (
     Activation,
     Results,
     assert_all_within,
+    celu,
     differentiate,
     elu,
     exact,
     leaky_relu,
+    softplus,
 )
 from torch import Tensor, nn
 
@@ -44,10 +46,11 @@ def test_accuracy(isa: str, dtype: torch.dtype, name: str, outputs: int) -> None
     """One input feature and weights of 1: sums are the numbers, errors the activation's own.
 
     Gradients of the parameters, sums over the numbers, are other tests' matter. gelu in both its
-    forms takes powers of huge numbers, of which torch makes NaN: test_not_finite has those.
+    forms and hardswish take powers or multiples of huge numbers, of which torch makes NaN or
+    infinities: test_not_finite has those.
     """
     z = numbers(dtype)
-    if name.startswith("gelu"):
+    if name.startswith("gelu") or name == "hardswish":
         z = z[z.abs() < 1e4]
     x = z.unsqueeze(1).requires_grad_()
     y = functional.linear(x, torch.ones(outputs, 1, dtype=dtype), None, name)
@@ -134,6 +137,10 @@ OTHER_SLOPES = {
     "elu(2)": elu(2.0),
     "elu(-0.5)": elu(-0.5),
     "elu(0)": elu(0.0),
+    "softplus(2, 1)": softplus(2.0, 1.0),
+    "softplus(0.5, 30)": softplus(0.5, 30.0),
+    "celu(0.25)": celu(0.25),  # torch rounds 1 / alpha to float32 on the way back
+    "celu(2)": celu(2.0),
 }
 
 
@@ -152,11 +159,39 @@ def test_other_slopes(act: Activation, dtype: torch.dtype) -> None:
         assert_all_within(Results(y, grads[0], grads[1:3], grads[3:]), expected)
 
 
-@pytest.mark.parametrize("act", [leaky_relu(0.3), elu(0.7)], ids=["leaky_relu", "elu"])
+@pytest.mark.parametrize(
+    "act",
+    [leaky_relu(0.3), elu(0.7), softplus(2.0, 1.0), celu(0.25)],
+    ids=["leaky_relu", "elu", "softplus", "celu"],
+)
 def test_other_slopes_stay_fused(isa: str, act: Activation, dtype: torch.dtype) -> None:
     model = FusedMLP([20, 18, 17], activation=act.module(), dtype=dtype)
     assert model.why_plain(torch.randn(33, 20, dtype=dtype)) is None
     model(torch.randn(33, 20, dtype=dtype))
+
+
+def test_a_celu_that_divides_by_zero_is_torchs_matter() -> None:
+    celu = nn.CELU()
+    celu.alpha = 0.0
+    model = FusedMLP.from_sequential(nn.Sequential(nn.Linear(3, 2), celu))
+    x = torch.randn(4, 3)
+    assert model.why_plain(x) is not None
+    with pytest.raises(RuntimeError, match="alpha cannot be 0"):
+        model(x)
+    weight = torch.randn(2, 3)
+    program = [0, 0, 1, functional.ACTIVATIONS.index("celu")]
+    with pytest.raises(RuntimeError, match="celu divides by"):
+        torch.ops.fastmlp.mlp(x, [weight], program, [0.0])
+
+
+def test_the_bounds_of_a_relu6_may_be_set(isa: str, dtype: torch.dtype) -> None:
+    """It is a Hardtanh."""
+    model = FusedMLP([5, 64, 3], activation="relu6", dtype=dtype)
+    model[1].min_val, model[1].max_val = -0.25, 0.5
+    x = torch.randn(17, 5, dtype=dtype)
+    assert model.why_plain(x) is None
+    y = nn.Hardtanh(-0.25, 0.5)(model[0](x))
+    torch.testing.assert_close(model(x), model[2](y))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

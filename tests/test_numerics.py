@@ -63,10 +63,12 @@ def shuffled(problem: Problem) -> Network:
     return network
 
 
-# One activation of each kind in each run, all of them in a sweep.
+# One activation of each kind in each run, all of them in a sweep. Not relu6: of wide sums it lets
+# so few numbers through that their errors are matters of luck.
 FEW = [
     name if name in ("relu", "tanh", "gelu") else pytest.param(name, marks=pytest.mark.sweep)
     for name in ACTIVATIONS
+    if name != "relu6"
 ]
 
 
