@@ -1,4 +1,6 @@
 // All optimizers. Included inside a target region, after math-inl.h.
+#include "network/optimizers/decay-inl.h"
+// … which these are written in.
 #include "network/optimizers/adam-inl.h"
 #include "network/optimizers/sgd-inl.h"
 
