@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_train_step import OPTIMIZERS, MakeOptimizer, plain_step, plain_twin
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from fastmlp import FusedMLP, TrainStep
 
@@ -125,3 +125,22 @@ def test_a_mean_that_keeps_nothing_is_the_gradient(
         plain_step(plain, step.loss, theirs, x, y)
     mean, expected = (o.state[m[0].bias]["exp_avg"] for m, o in ((model, ours), (plain, theirs)))
     torch.testing.assert_close(mean, expected)
+
+
+def test_a_variance_that_rounding_makes_negative_is_zero(isa: str, dtype: torch.dtype) -> None:
+    """In RMSprop, where the gradient stays the same for long: torch's parameters are NaN then."""
+    model = FusedMLP([3, 37], dtype=dtype)
+    plain = plain_twin(model)
+    ours, theirs = (RMSprop(m.parameters(), centered=True) for m in (model, plain))
+    step = TrainStep(model, nn.MSELoss(), ours)
+    for number in range(2):
+        if number == 1:
+            for optimizer in (ours, theirs):
+                for state in optimizer.state.values():
+                    state["grad_avg"].fill_(2)
+                    state["square_avg"].fill_(3.9)
+        x, y = torch.randn(4, 3, dtype=dtype), torch.randn(4, 37, dtype=dtype)
+        step(x, y)
+        plain_step(plain, step.loss, theirs, x, y)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(p.isnan().all() for p in plain.parameters())

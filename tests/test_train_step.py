@@ -22,6 +22,7 @@ from torch.optim import (
     Adam,
     AdamW,
     Optimizer,
+    RMSprop,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -142,6 +143,13 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adamw-decay": adam(AdamW, weight_decay=0.3),
     "adamw-all": adam(AdamW, amsgrad=True, weight_decay=0.1, maximize=True, lr=1e-3),
     "adamw-groups": groups(AdamW, 1e-2, amsgrad=True),
+    "rmsprop": adaptive(RMSprop, 1e-3),
+    "rmsprop-momentum": adaptive(RMSprop, 1e-3, alpha=0.9, eps=1e-3, momentum=0.7),
+    "rmsprop-centered": adaptive(RMSprop, 1e-3, centered=True),
+    "rmsprop-all": adaptive(
+        RMSprop, 1e-3, centered=True, momentum=0.5, weight_decay=0.02, maximize=True
+    ),
+    "rmsprop-groups": groups(RMSprop, 1e-3, momentum=0.5),
 }
 
 KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
@@ -483,6 +491,7 @@ SMOOTH |= {
     "adam-eps": adam(eps=0.1),
     "adam-eps-amsgrad": adam(eps=0.1, amsgrad=True, weight_decay=0.02),
     "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
+    "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
 }
 
 
@@ -554,6 +563,7 @@ DECAYING: dict[str, MakeOptimizer] = {
     "adam": adam(lr=1e-4, betas=(0.6, 0.6)),
     "adam-amsgrad": adam(lr=1e-4, betas=(0.6, 0.6), amsgrad=True),
     "adamw": adam(AdamW, lr=1e-4, betas=(0.6, 0.6), eps=3e-11),
+    "rmsprop": adaptive(RMSprop, 1e-4, alpha=0.6, momentum=0.6),
 }
 
 
@@ -1402,7 +1412,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         lambda: build(loss=nn.CrossEntropyLoss(label_smoothing=1.5)),
     ),
     "optimizer": (
-        TypeError, "RMSprop", lambda: build(optimizer=lambda m: torch.optim.RMSprop(m.parameters()))
+        TypeError, "Rprop", lambda: build(optimizer=lambda m: torch.optim.Rprop(m.parameters()))
     ),
     "sparse-optimizer": (
         TypeError, "SparseAdam",
@@ -1676,6 +1686,8 @@ def test_state_of_another_dtype_is_refused(optimizer: str) -> None:
     ("optimizer", "option", "value", "state"),
     [
         ("adam", "amsgrad", True, "max_exp_avg_sq"),
+        ("rmsprop", "momentum", 0.9, "momentum_buffer"),
+        ("rmsprop", "centered", True, "grad_avg"),
     ],
 )
 def test_an_option_whose_state_is_missing_is_refused(
