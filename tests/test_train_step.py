@@ -19,6 +19,7 @@ from processes import lets_others_run
 from torch import Tensor, nn
 from torch.optim import (
     SGD,
+    Adagrad,
     Adam,
     AdamW,
     Optimizer,
@@ -150,6 +151,17 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
         RMSprop, 1e-3, centered=True, momentum=0.5, weight_decay=0.02, maximize=True
     ),
     "rmsprop-groups": groups(RMSprop, 1e-3, momentum=0.5),
+    "adagrad": adaptive(Adagrad),
+    "adagrad-initial": adaptive(Adagrad, initial_accumulator_value=0.1, eps=1e-3),
+    "adagrad-all": adaptive(
+        Adagrad,
+        1e-3,
+        lr_decay=0.1,
+        initial_accumulator_value=1e-4,
+        weight_decay=0.02,
+        maximize=True,
+    ),
+    "adagrad-groups": groups(Adagrad, 1e-2, lr_decay=0.2),
 }
 
 KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
@@ -492,6 +504,7 @@ SMOOTH |= {
     "adam-eps-amsgrad": adam(eps=0.1, amsgrad=True, weight_decay=0.02),
     "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
     "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
+    "adagrad-eps": adaptive(Adagrad, eps=0.1),
 }
 
 
