@@ -22,6 +22,7 @@ from torch.optim import (
     Adagrad,
     Adam,
     AdamW,
+    NAdam,
     Optimizer,
     RMSprop,
 )
@@ -162,6 +163,11 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
         maximize=True,
     ),
     "adagrad-groups": groups(Adagrad, 1e-2, lr_decay=0.2),
+    "nadam": adaptive(NAdam, 1e-3),
+    "nadam-betas": adaptive(NAdam, betas=(0.5, 0.9), eps=1e-3, momentum_decay=0.1),
+    "nadam-all": adaptive(NAdam, 1e-3, momentum_decay=0.02, weight_decay=0.02, maximize=True),
+    "nadam-decoupled": adaptive(NAdam, decoupled_weight_decay=True, weight_decay=0.1),
+    "nadam-groups": groups(NAdam, 1e-2),
 }
 
 KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
@@ -505,6 +511,7 @@ SMOOTH |= {
     "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
     "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
     "adagrad-eps": adaptive(Adagrad, eps=0.1),
+    "nadam-eps": adaptive(NAdam, eps=0.1),
 }
 
 
@@ -577,6 +584,7 @@ DECAYING: dict[str, MakeOptimizer] = {
     "adam-amsgrad": adam(lr=1e-4, betas=(0.6, 0.6), amsgrad=True),
     "adamw": adam(AdamW, lr=1e-4, betas=(0.6, 0.6), eps=3e-11),
     "rmsprop": adaptive(RMSprop, 1e-4, alpha=0.6, momentum=0.6),
+    "nadam": adaptive(NAdam, 1e-4, betas=(0.6, 0.6)),
 }
 
 
