@@ -24,6 +24,7 @@ from torch.optim import (
     AdamW,
     NAdam,
     Optimizer,
+    RAdam,
     RMSprop,
 )
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -168,6 +169,11 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "nadam-all": adaptive(NAdam, 1e-3, momentum_decay=0.02, weight_decay=0.02, maximize=True),
     "nadam-decoupled": adaptive(NAdam, decoupled_weight_decay=True, weight_decay=0.1),
     "nadam-groups": groups(NAdam, 1e-2),
+    "radam": adaptive(RAdam, 1e-3),
+    "radam-betas": adaptive(RAdam, 1e-3, betas=(0.5, 0.9), eps=1e-3),
+    "radam-all": adaptive(RAdam, 1e-3, weight_decay=0.02, maximize=True),
+    "radam-decoupled": adaptive(RAdam, 1e-3, decoupled_weight_decay=True, weight_decay=0.1),
+    "radam-groups": groups(RAdam, 1e-3),
 }
 
 KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
@@ -512,6 +518,7 @@ SMOOTH |= {
     "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
     "adagrad-eps": adaptive(Adagrad, eps=0.1),
     "nadam-eps": adaptive(NAdam, eps=0.1),
+    "radam-eps": adaptive(RAdam, 1e-3, betas=(0.9, 0.99), eps=0.1),
 }
 
 
@@ -585,6 +592,7 @@ DECAYING: dict[str, MakeOptimizer] = {
     "adamw": adam(AdamW, lr=1e-4, betas=(0.6, 0.6), eps=3e-11),
     "rmsprop": adaptive(RMSprop, 1e-4, alpha=0.6, momentum=0.6),
     "nadam": adaptive(NAdam, 1e-4, betas=(0.6, 0.6)),
+    "radam": adaptive(RAdam, 1e-4, betas=(0.6, 0.8)),
 }
 
 
