@@ -21,6 +21,7 @@ from torch.optim import (
     SGD,
     Adagrad,
     Adam,
+    Adamax,
     AdamW,
     NAdam,
     Optimizer,
@@ -174,6 +175,10 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "radam-all": adaptive(RAdam, 1e-3, weight_decay=0.02, maximize=True),
     "radam-decoupled": adaptive(RAdam, 1e-3, decoupled_weight_decay=True, weight_decay=0.1),
     "radam-groups": groups(RAdam, 1e-3),
+    "adamax": adaptive(Adamax),
+    "adamax-betas": adaptive(Adamax, betas=(0.5, 0.9), eps=1e-3),
+    "adamax-all": adaptive(Adamax, 1e-3, weight_decay=0.02, maximize=True),
+    "adamax-groups": groups(Adamax, 1e-2),
 }
 
 KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
@@ -519,6 +524,7 @@ SMOOTH |= {
     "adagrad-eps": adaptive(Adagrad, eps=0.1),
     "nadam-eps": adaptive(NAdam, eps=0.1),
     "radam-eps": adaptive(RAdam, 1e-3, betas=(0.9, 0.99), eps=0.1),
+    "adamax-eps": adaptive(Adamax, eps=0.1),
 }
 
 
@@ -593,6 +599,7 @@ DECAYING: dict[str, MakeOptimizer] = {
     "rmsprop": adaptive(RMSprop, 1e-4, alpha=0.6, momentum=0.6),
     "nadam": adaptive(NAdam, 1e-4, betas=(0.6, 0.6)),
     "radam": adaptive(RAdam, 1e-4, betas=(0.6, 0.8)),
+    "adamax": adaptive(Adamax, 1e-4, betas=(0.6, 0.6)),
 }
 
 

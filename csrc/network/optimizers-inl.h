@@ -3,10 +3,11 @@
 // … which these are written in.
 #include "network/optimizers/adagrad-inl.h"
 #include "network/optimizers/adam-inl.h"
+#include "network/optimizers/adamax-inl.h"
 #include "network/optimizers/nadam-inl.h"
 #include "network/optimizers/radam-inl.h"
 #include "network/optimizers/rmsprop-inl.h"
 #include "network/optimizers/sgd-inl.h"
 
 // Their places are their numbers. To add one: its file, and its name in this list.
-using Optimizers = List<SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, RAdam>;
+using Optimizers = List<SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, RAdam, Adamax>;
