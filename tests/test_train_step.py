@@ -19,6 +19,7 @@ from processes import lets_others_run
 from torch import Tensor, nn
 from torch.optim import (
     SGD,
+    Adadelta,
     Adagrad,
     Adam,
     Adamax,
@@ -179,6 +180,10 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adamax-betas": adaptive(Adamax, betas=(0.5, 0.9), eps=1e-3),
     "adamax-all": adaptive(Adamax, 1e-3, weight_decay=0.02, maximize=True),
     "adamax-groups": groups(Adamax, 1e-2),
+    "adadelta": adaptive(Adadelta, 1.0),
+    "adadelta-rho": adaptive(Adadelta, 0.1, rho=0.6, eps=1e-3),
+    "adadelta-all": adaptive(Adadelta, 0.5, rho=0.8, weight_decay=0.02, maximize=True),
+    "adadelta-groups": groups(Adadelta, 0.5),
 }
 
 KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
@@ -525,6 +530,7 @@ SMOOTH |= {
     "nadam-eps": adaptive(NAdam, eps=0.1),
     "radam-eps": adaptive(RAdam, 1e-3, betas=(0.9, 0.99), eps=0.1),
     "adamax-eps": adaptive(Adamax, eps=0.1),
+    "adadelta-eps": adaptive(Adadelta, 0.1, eps=0.1),
 }
 
 
@@ -600,6 +606,7 @@ DECAYING: dict[str, MakeOptimizer] = {
     "nadam": adaptive(NAdam, 1e-4, betas=(0.6, 0.6)),
     "radam": adaptive(RAdam, 1e-4, betas=(0.6, 0.8)),
     "adamax": adaptive(Adamax, 1e-4, betas=(0.6, 0.6)),
+    "adadelta": adaptive(Adadelta, 1e-2, rho=0.6),
 }
 
 
