@@ -57,8 +57,9 @@ class TrainStep:
             :class:`Residual`, float32 or float64, on the CPU.
         loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``, reduction "mean"
             or "sum".
-        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over the model's parameters, or some
-            of them.
+        optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW``, ``RMSprop``, ``Adagrad``, ``NAdam``,
+            ``RAdam``, ``Adamax`` or ``Adadelta`` (the extension's list) over the model's
+            parameters, or some of them.
         max_grad_norm: clips the norm of the gradients of all the optimizer's trainable parameters
             together, as ``torch.nn.utils.clip_grad_norm_`` does.
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from test_train_step import OPTIMIZERS, MakeOptimizer, plain_step, plain_twin
 from torch import Tensor, nn
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from fastmlp import FusedMLP, TrainStep
 
@@ -68,33 +69,78 @@ def test_rows_that_are_ignored_change_nothing_else(isa: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("where", ["max_exp_avg_sq", "exp_avg_sq", "exp_avg", "gradient"])
+def made_states(make: MakeOptimizer) -> list[str]:
+    """An optimizer's states that are shaped like the parameter, by name."""
+    layer = nn.Linear(2, 3)
+    optimizer = make(nn.Sequential(layer), 1)
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    return [key for key, value in optimizer.state[layer.weight].items() if value.dim()]
+
+
+def assert_as_torch(actual: Tensor, expected: Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        actual, expected, equal_nan=True, rtol=1e-9, atol=1e-11, msg=lambda m: f"{what}: {m}"
+    )
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_amsgrad_keeps_what_is_not_finite(isa: str, where: str, value: float) -> None:
-    """In places of whole vectors and of the rest."""
-    sizes = [3, 37]
-    model = FusedMLP(sizes, dtype=torch.float64)
-    plain = copy.deepcopy(model)
-    ours, theirs = (Adam(m.parameters(), 0.01, amsgrad=True) for m in (model, plain))
+def test_optimizers_keep_what_is_not_finite(isa: str, value: float) -> None:
+    """In their states and in the gradient, in places of whole vectors and of the rest."""
+    for name, make in OPTIMIZERS.items():
+        if name.endswith("groups"):
+            continue
+        for where in (*made_states(make), "gradient"):
+            model = FusedMLP([3, 37], dtype=torch.float64)
+            plain = plain_twin(model)
+            ours, theirs = make(model, 1), make(plain, 1)
+            step = TrainStep(model, nn.MSELoss(), ours)
+            for number in range(3):
+                x, y = torch.randn(4, 3).double(), torch.randn(4, 37).double()
+                if number == 1 and where == "gradient":
+                    y[:, [0, 36]] = value
+                elif number == 1:
+                    for m, optimizer in ((model, ours), (plain, theirs)):
+                        optimizer.state[m[0].bias][where][[0, 7, 8, 35, 36]] = value
+                step(x, y)
+                plain_step(plain, step.loss, theirs, x, y)
+            for m, n in zip(model.parameters(), plain.parameters(), strict=True):
+                assert_as_torch(m, n, f"{name}, {where}: parameter")
+                for key, kept in ours.state[m].items():
+                    assert_as_torch(kept, theirs.state[n][key], f"{name}, {where}: {key}")
+
+
+@pytest.mark.parametrize("optimizer", [Adam, AdamW])
+def test_a_mean_that_keeps_nothing_is_the_gradient(
+    isa: str, dtype: torch.dtype, optimizer: type[Adam]
+) -> None:
+    """Also beside a far greater one before."""
+    model = FusedMLP([3, 37], dtype=dtype)
+    plain = plain_twin(model)
+    ours, theirs = (optimizer(m.parameters(), 1e-3, betas=(0.0, 0.9)) for m in (model, plain))
     step = TrainStep(model, nn.MSELoss(), ours)
-    x, y = torch.randn(4, 3).double(), torch.randn(4, 37).double()
-    for number in range(3):
-        if number == 1:
-            if where == "gradient":
-                y[:, [0, 36]] = value
-            else:
-                for m, optimizer in ((model, ours), (plain, theirs)):
-                    optimizer.state[m[0].bias][where][[0, 7, 8, 35, 36]] = value
-        else:
-            y = torch.randn(4, 37).double()
+    for size in (1 / torch.finfo(dtype).eps, 1.0):
+        x, y = torch.randn(4, 3, dtype=dtype), size * torch.randn(4, 37, dtype=dtype)
         step(x, y)
-        theirs.zero_grad()
-        nn.functional.mse_loss(plain.as_sequential()(x), y).backward()
-        theirs.step()
-    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-9, atol=1e-11)
-    for m, n in zip(model.parameters(), plain.parameters(), strict=True):
-        for key, tensor in ours.state[m].items():
-            torch.testing.assert_close(
-                tensor, theirs.state[n][key], equal_nan=True, rtol=1e-9, atol=1e-11
-            )
+        plain_step(plain, step.loss, theirs, x, y)
+    mean, expected = (o.state[m[0].bias]["exp_avg"] for m, o in ((model, ours), (plain, theirs)))
+    torch.testing.assert_close(mean, expected)
+
+
+def test_a_variance_that_rounding_makes_negative_is_zero(isa: str, dtype: torch.dtype) -> None:
+    """In RMSprop, where the gradient stays the same for long: torch's parameters are NaN then."""
+    model = FusedMLP([3, 37], dtype=dtype)
+    plain = plain_twin(model)
+    ours, theirs = (RMSprop(m.parameters(), centered=True) for m in (model, plain))
+    step = TrainStep(model, nn.MSELoss(), ours)
+    for number in range(2):
+        if number == 1:
+            for optimizer in (ours, theirs):
+                for state in optimizer.state.values():
+                    state["grad_avg"].fill_(2)
+                    state["square_avg"].fill_(3.9)
+        x, y = torch.randn(4, 3, dtype=dtype), torch.randn(4, 37, dtype=dtype)
+        step(x, y)
+        plain_step(plain, step.loss, theirs, x, y)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(p.isnan().all() for p in plain.parameters())

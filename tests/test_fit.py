@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from states import assert_same as assert_same_state
+from test_train_step import OPTIMIZERS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -89,6 +91,21 @@ def test_global_generator() -> None:
     torch.manual_seed(11)
     step.fit(TensorDataset(x, y), 10)
     assert_same(model, twin)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_fit_is_steps(optimizer: str) -> None:
+    """Bit for bit, with all that the optimizer keeps: its scalars are rounded in each step."""
+    x, y = table(dtype=torch.float32)
+    model = FusedMLP(SIZES)
+    step = TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS[optimizer](model, 1))
+    one = copy.deepcopy(step)
+    step.fit((x, y), 10, epochs=3, shuffle=False)
+    for _ in range(3):
+        for batch in zip(x.split(10), y.split(10), strict=True):
+            one(*batch)
+    assert_same_state(step.optimizer.state_dict(), one.optimizer.state_dict())
+    assert_same_state(step.model.state_dict(), one.model.state_dict())
 
 
 def test_reports_and_error() -> None:

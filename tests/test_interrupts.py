@@ -8,13 +8,14 @@ import pytest
 import torch
 from processes import output
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, NAdam, Optimizer
 
 from fastmlp import FusedMLP, TrainStep
 
 OPTIMIZERS = {
     "momentum": lambda model: SGD(model.parameters(), 0.1, momentum=0.9),
     "adam": lambda model: Adam(model.parameters(), 0.01, amsgrad=True),
+    "nadam": lambda model: NAdam(model.parameters(), 0.01),
 }
 
 

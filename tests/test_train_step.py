@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import warnings
 from collections import OrderedDict
@@ -16,7 +17,18 @@ from fused import forced
 from layouts import LAYOUTS, Layout
 from processes import lets_others_run
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastmlp import _C, FusedMLP, Residual, TrainStep
@@ -88,9 +100,13 @@ def sgd(lr: float = 0.05, **options: Any) -> MakeOptimizer:
     return lambda model, factor: SGD(model.parameters(), lr * factor, **options)
 
 
+def adaptive(kind: type[Optimizer], lr: float = 1e-2, **options: Any) -> MakeOptimizer:
+    # It divides the gradient's size out, so that its rate needs no factor.
+    return lambda model, factor: kind(model.parameters(), lr=lr, **options)
+
+
 def adam(kind: type[Adam] = Adam, lr: float = 1e-2, **options: Any) -> MakeOptimizer:
-    # Adam divides the gradient's size out, so that its rate needs no factor.
-    return lambda model, factor: kind(model.parameters(), lr, **options)
+    return adaptive(kind, lr, **options)
 
 
 def groups(kind: type[Optimizer], lr: float, **options: Any) -> MakeOptimizer:
@@ -132,7 +148,46 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adamw-decay": adam(AdamW, weight_decay=0.3),
     "adamw-all": adam(AdamW, amsgrad=True, weight_decay=0.1, maximize=True, lr=1e-3),
     "adamw-groups": groups(AdamW, 1e-2, amsgrad=True),
+    "rmsprop": adaptive(RMSprop, 1e-3),
+    "rmsprop-momentum": adaptive(RMSprop, 1e-3, alpha=0.9, eps=1e-3, momentum=0.7),
+    "rmsprop-centered": adaptive(RMSprop, 1e-3, centered=True),
+    "rmsprop-all": adaptive(
+        RMSprop, 1e-3, centered=True, momentum=0.5, weight_decay=0.02, maximize=True
+    ),
+    "rmsprop-groups": groups(RMSprop, 1e-3, momentum=0.5),
+    "adagrad": adaptive(Adagrad),
+    "adagrad-initial": adaptive(Adagrad, initial_accumulator_value=0.1, eps=1e-3),
+    "adagrad-all": adaptive(
+        Adagrad,
+        1e-3,
+        lr_decay=0.1,
+        initial_accumulator_value=1e-4,
+        weight_decay=0.02,
+        maximize=True,
+    ),
+    "adagrad-groups": groups(Adagrad, 1e-2, lr_decay=0.2),
+    "nadam": adaptive(NAdam, 1e-3),
+    "nadam-betas": adaptive(NAdam, betas=(0.5, 0.9), eps=1e-3, momentum_decay=0.1),
+    "nadam-all": adaptive(NAdam, 1e-3, momentum_decay=0.02, weight_decay=0.02, maximize=True),
+    "nadam-decoupled": adaptive(NAdam, decoupled_weight_decay=True, weight_decay=0.1),
+    "nadam-groups": groups(NAdam, 1e-2),
+    "radam": adaptive(RAdam, 1e-3),
+    "radam-betas": adaptive(RAdam, 1e-3, betas=(0.5, 0.9), eps=1e-3),
+    "radam-all": adaptive(RAdam, 1e-3, weight_decay=0.02, maximize=True),
+    "radam-decoupled": adaptive(RAdam, 1e-3, decoupled_weight_decay=True, weight_decay=0.1),
+    "radam-groups": groups(RAdam, 1e-3),
+    "adamax": adaptive(Adamax),
+    "adamax-betas": adaptive(Adamax, betas=(0.5, 0.9), eps=1e-3),
+    "adamax-all": adaptive(Adamax, 1e-3, weight_decay=0.02, maximize=True),
+    "adamax-groups": groups(Adamax, 1e-2),
+    "adadelta": adaptive(Adadelta, 1.0),
+    "adadelta-rho": adaptive(Adadelta, 0.1, rho=0.6, eps=1e-3),
+    "adadelta-all": adaptive(Adadelta, 0.5, rho=0.8, weight_decay=0.02, maximize=True),
+    "adadelta-groups": groups(Adadelta, 0.5),
 }
+
+KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
+DEFAULTS = [name for name in OPTIMIZERS if "-" not in name]  # one of each kind
 
 
 def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -330,7 +385,13 @@ def test_a_hundred_steps_in_float32(loss: str, optimizer: str) -> None:
     Twins(LOSSES[loss], OPTIMIZERS[optimizer], torch.float32).check(100, float32_bound(100))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd-nesterov", "adam", "adamw-all"])
+def test_every_kind_of_optimizer_is_compared() -> None:
+    made = [type(OPTIMIZERS[name](nn.Linear(2, 3), 1)) for name in DEFAULTS]
+    assert made == KINDS
+    assert {type(make(small(), 1)) for make in OPTIMIZERS.values()} == set(KINDS)
+
+
+@pytest.mark.parametrize("optimizer", [*DEFAULTS, "sgd-nesterov", "adamw-all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 def test_a_wrong_step_shows(optimizer: str, dtype: torch.dtype) -> None:
     """The comparison can fail: with steps too long by a twentieth, it does."""
@@ -406,14 +467,26 @@ def test_every_kind_of_model(model: str, loss: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["foreach", "fused"])
-@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_implementations_of_the_optimizers(flag: str, kind: type[Optimizer]) -> None:
+    if flag not in inspect.signature(kind).parameters:
+        pytest.skip("torch has none")
     options: dict[str, Any] = {"momentum": 0.9} if kind is SGD else {}
 
     def make(model: nn.Module, factor: float) -> Optimizer:
-        return kind(model.parameters(), lr=0.01, **{flag: True}, **options)
+        return kind(model.parameters(), lr=0.01, **{flag: True}, **options)  # type: ignore[call-arg]
 
     Twins(LOSSES["mse"], make).check(20)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_parameters_of_any_number_of_elements(isa: str, dtype: torch.dtype) -> None:
+    """Whole vectors and their rests, beginning with none at all."""
+    relative = EXACT if dtype == torch.float64 else float32_bound(2, [3, 33])
+    for outputs in (0, 1, 15, 16, 17, 31, 32, 33):
+        for make_optimizer in OPTIMIZERS.values():
+            model = FusedMLP([3, outputs], dtype=dtype)
+            Twins(LOSSES["mse"], make_optimizer, dtype, model).check(2, relative)
 
 
 # Updates in the backward pass ---------------------------------------------------------------------
@@ -452,6 +525,12 @@ SMOOTH |= {
     "adam-eps": adam(eps=0.1),
     "adam-eps-amsgrad": adam(eps=0.1, amsgrad=True, weight_decay=0.02),
     "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
+    "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
+    "adagrad-eps": adaptive(Adagrad, eps=0.1),
+    "nadam-eps": adaptive(NAdam, eps=0.1),
+    "radam-eps": adaptive(RAdam, 1e-3, betas=(0.9, 0.99), eps=0.1),
+    "adamax-eps": adaptive(Adamax, eps=0.1),
+    "adadelta-eps": adaptive(Adadelta, 0.1, eps=0.1),
 }
 
 
@@ -504,7 +583,7 @@ def test_a_norm_never_reached_changes_nothing(dtype: torch.dtype, optimizer: str
     assert_same_optimizer(used, same, relative)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", [*DEFAULTS, "sgd-momentum"])
 def test_a_rate_of_zero_changes_no_bit(isa: str, dtype: torch.dtype, optimizer: str) -> None:
     model = FusedMLP(deep(3, 0), dtype=dtype)
     before = [p.detach().clone() for p in model.parameters()]
@@ -523,6 +602,11 @@ DECAYING: dict[str, MakeOptimizer] = {
     "adam": adam(lr=1e-4, betas=(0.6, 0.6)),
     "adam-amsgrad": adam(lr=1e-4, betas=(0.6, 0.6), amsgrad=True),
     "adamw": adam(AdamW, lr=1e-4, betas=(0.6, 0.6), eps=3e-11),
+    "rmsprop": adaptive(RMSprop, 1e-4, alpha=0.6, momentum=0.6),
+    "nadam": adaptive(NAdam, 1e-4, betas=(0.6, 0.6)),
+    "radam": adaptive(RAdam, 1e-4, betas=(0.6, 0.8)),
+    "adamax": adaptive(Adamax, 1e-4, betas=(0.6, 0.6)),
+    "adadelta": adaptive(Adadelta, 1e-2, rho=0.6),
 }
 
 
@@ -561,13 +645,13 @@ def test_moments_end_at_zero(dtype: torch.dtype, optimizer: str) -> None:
             step.fit((x, y), 5, epochs=200)
         assert subnormal(step.optimizer) == {}, isa
         dead = step.optimizer.state[step.model[0].weight]  # type: ignore[index]
-        for name in ("momentum_buffer", "exp_avg"):
-            assert name not in dead or not dead[name][1].any()
-            assert name not in dead or dead[name][0].all()
+        for name in dead.keys() & {"momentum_buffer", "exp_avg", "square_avg"}:
+            assert not dead[name][1].any()
+            assert dead[name][0].all()
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", DECAYING)
 def test_zeros_in_place_of_subnormals_change_nothing_else(
     isa: str, dtype: torch.dtype, optimizer: str
 ) -> None:
@@ -782,10 +866,8 @@ def test_correct_is_none_without_classes(loss: str) -> None:
 
 # The user's objects are the truth -----------------------------------------------------------------
 
-STATEFUL = ["sgd", "sgd-nesterov", "sgd-groups", "adam-all", "adamw-groups"]
 
-
-@pytest.mark.parametrize("optimizer", STATEFUL)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_steps_and_plain_loops_alternate(optimizer: str) -> None:
     """Whoever comes first makes the optimizer's state, and the other goes on with it."""
     for offset in (0, 1):
@@ -809,7 +891,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("optimizer", STATEFUL)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_checkpoints_go_to_and_from_plain_torch(optimizer: str) -> None:
     twins = Twins(LOSSES["bce"], OPTIMIZERS[optimizer])
     twins.check(10)
@@ -819,6 +901,13 @@ def test_checkpoints_go_to_and_from_plain_torch(optimizer: str) -> None:
     fresh.plain.load_state_dict(through_a_file(twins.model.state_dict()))
     fresh.plain_optimizer.load_state_dict(through_a_file(twins.optimizer.state_dict()))
     fresh.check(10)
+
+
+def test_a_state_that_is_missing_is_made_as_the_constructor_makes_it() -> None:
+    for make_optimizer in OPTIMIZERS.values():
+        twins = Twins(LOSSES["ce"], make_optimizer)
+        twins.optimizer.state.clear()
+        twins.check(2)
 
 
 def test_a_checkpoint_loaded_midway_acts_at_once() -> None:
@@ -833,7 +922,14 @@ def test_a_checkpoint_loaded_midway_acts_at_once() -> None:
     twins.check(3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam", "adamw"])
+# What an option is changed to; any other is left as it is.
+OTHERWISE = {
+    "betas": (0.7, 0.8), "eps": 1e-2, "alpha": 0.8, "rho": 0.7, "lr_decay": 0.3,
+    "momentum_decay": 0.05, "decoupled_weight_decay": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", [*DEFAULTS, "sgd-momentum"])
 def test_options_act_at_once(optimizer: str) -> None:
     twins = Twins(LOSSES["ce-all"], OPTIMIZERS[optimizer])
     sides = (twins.optimizer, twins.plain_optimizer)
@@ -843,8 +939,8 @@ def test_options_act_at_once(optimizer: str) -> None:
     if optimizer.startswith("sgd"):
         changes += [{"momentum": 0.5}, {"nesterov": True}, {"momentum": 0, "nesterov": False}]
         changes += [{"momentum": 0.3, "dampening": 0.2}]
-    else:
-        changes += [{"betas": (0.7, 0.8)}, {"eps": 1e-2}]
+    group = twins.optimizer.param_groups[0]
+    changes += [{key: value} for key, value in OTHERWISE.items() if key in group]
     for change in changes:
         for side in sides:
             side.param_groups[0].update(change)
@@ -856,7 +952,7 @@ def test_options_act_at_once(optimizer: str) -> None:
     twins.check(2)
 
 
-@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rate_that_is_a_tensor(kind: type[Optimizer]) -> None:
     rates: list[Tensor] = []
 
@@ -892,7 +988,7 @@ def test_schedulers_act_at_once_and_do_not_warn(scheduler: str, optimizer: str) 
                 one.step()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam"])
+@pytest.mark.parametrize("optimizer", [*DEFAULTS, "sgd-momentum"])
 def test_frozen_parameters(optimizer: str) -> None:
     """Frozen, trained, frozen others: the state is that of torch, which passes them over."""
     twins = Twins(LOSSES["mse"], OPTIMIZERS[optimizer])
@@ -979,12 +1075,13 @@ def default_dtype() -> Iterator[None]:
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_count_of_steps_has_torchs_dtype(
-    default_dtype: None, default: torch.dtype, fused: bool
-) -> None:
+def test_scalars_have_torchs_dtype(default_dtype: None, default: torch.dtype, fused: bool) -> None:
     torch.set_default_dtype(default)
-    twins = Twins(make_optimizer=lambda m, factor: Adam(m.parameters(), fused=fused))
-    twins.check(2)
+    for kind in KINDS:
+        options = {"fused": fused} if "fused" in inspect.signature(kind).parameters else {}
+        twins = Twins(make_optimizer=adaptive(kind, 1e-3, **options))
+        twins.optimizer.state.clear()
+        twins.check(20)
 
 
 def test_gradients_are_left_alone() -> None:
@@ -1358,7 +1455,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         lambda: build(loss=nn.CrossEntropyLoss(label_smoothing=1.5)),
     ),
     "optimizer": (
-        TypeError, "RMSprop", lambda: build(optimizer=lambda m: torch.optim.RMSprop(m.parameters()))
+        TypeError, "Rprop", lambda: build(optimizer=lambda m: torch.optim.Rprop(m.parameters()))
     ),
     "sparse-optimizer": (
         TypeError, "SparseAdam",
@@ -1628,12 +1725,22 @@ def test_state_of_another_dtype_is_refused(optimizer: str) -> None:
     before.assert_unchanged()
 
 
-def test_state_without_a_maximum_is_refused() -> None:
-    twins = Twins(LOSSES["ce"], OPTIMIZERS["adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "option", "value", "state"),
+    [
+        ("adam", "amsgrad", True, "max_exp_avg_sq"),
+        ("rmsprop", "momentum", 0.9, "momentum_buffer"),
+        ("rmsprop", "centered", True, "grad_avg"),
+    ],
+)
+def test_an_option_whose_state_is_missing_is_refused(
+    optimizer: str, option: str, value: float, state: str
+) -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer])
     twins.step(*twins.batch())
-    twins.optimizer.param_groups[0]["amsgrad"] = True
+    twins.optimizer.param_groups[0][option] = value
     before = Snapshot(twins)
-    with pytest.raises(RuntimeError, match="max_exp_avg_sq"):
+    with pytest.raises(RuntimeError, match=state):
         twins.step(*twins.batch())
     before.assert_unchanged()
 

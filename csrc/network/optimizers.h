@@ -16,6 +16,7 @@ struct StateInfo {
   bool (*is_kept)(const double* options) = nullptr;  // null: always
   double initial = 0;                                // what its elements are before the first step
   bool made_by_step = false;  // the first step makes it, and it may be missing until then
+  const char* initial_option = nullptr;  // of the optimizer's defaults: it is `initial` there
 };
 
 struct Update;
@@ -43,7 +44,16 @@ struct Update {
   void* states[kMostStates] = {};  // null: not kept
   double options[kMostOptions] = {};
   double scalars[kMostScalars] = {};
+  bool narrow[kMostScalars] = {};     // whether the state has a scalar in float32
   double numbers[kMostNumbers] = {};  // of the step, by advance()
+
+  // As a scalar's tensor holds it. What is rounded in each step is the same in one call and in
+  // many.
+  double rounded(int scalar, double value) const {
+    return narrow[scalar] ? static_cast<double>(static_cast<float>(value)) : value;
+  }
+  // torch's `step`, which each optimizer's scalars begin with, one further.
+  double count_step() { return scalars[0] = rounded(0, scalars[0] + 1); }
 };
 
 // In the order of their numbers.

@@ -33,7 +33,8 @@ struct Keys {
            *hooks = interned("_hooks"), *max_grad_norm = interned("max_grad_norm"),
            *forward = interned("forward"), *modules = interned("_modules"),
            *param_groups = interned("param_groups"), *state = interned("state"),
-           *opt_called = interned("_opt_called"), *correct = interned("correct");
+           *defaults = interned("defaults"), *opt_called = interned("_opt_called"),
+           *correct = interned("correct");
   // Of each optimizer and loss, in the order of its info.
   struct Of {
     std::vector<PyObject*> options, tensors, scalars;  // tensors: a parameter's state, a loss's own
@@ -148,6 +149,7 @@ class StepObjects {
   PyObject* groups() const {
     return item(optimizer_state_.ptr(), keys().param_groups, "optimizer");
   }
+  PyObject* defaults() const { return item(optimizer_state_.ptr(), keys().defaults, "optimizer"); }
   PyObject* states() const { return item(optimizer_state_.ptr(), keys().state, "optimizer"); }
 
   // The network beside the input; false where the modules are none, of which Python's reader knows
@@ -206,6 +208,7 @@ class Optimizer {
       : kind_(step.optimizer_kind),
         info_(optimizers()[kind_]),
         keys_(keys().optimizers[kind_]),
+        defaults_(step.defaults()),
         state_(step.states()),
         network_(network) {
     PyObject* groups = step.groups();
@@ -292,6 +295,12 @@ class Optimizer {
     }
     place_ = 0;
     return nullptr;
+  }
+
+  // What a state's elements are before the first step.
+  double initial(const StateInfo& info) const {
+    if (!info.initial_option) return info.initial;
+    return number(item(defaults_, py::str(info.initial_option).ptr(), "optimizer's defaults"));
   }
 
   // One option, which may be a pair of numbers.
@@ -405,7 +414,7 @@ class Optimizer {
                             [&] {
                               const bool wide =
                                   !fused && at::get_default_dtype_as_scalartype() == at::kDouble;
-                              return at::full({}, info.initial,
+                              return at::full({}, initial(info),
                                               at::TensorOptions(wide ? at::kDouble : at::kFloat));
                             })
                      : tensor(state, key);
@@ -416,7 +425,8 @@ class Optimizer {
                   "fastmlp.TrainStep: expected the optimizer's ", info.key,
                   " to be one float on the CPU, got ", scalar.sizes(), " ", scalar.scalar_type(),
                   " on ", scalar.device());
-      one.update.scalars[i] = scalar.scalar_type() == at::kFloat
+      one.update.narrow[i] = scalar.scalar_type() == at::kFloat;
+      one.update.scalars[i] = one.update.narrow[i]
                                   ? static_cast<double>(*scalar.const_data_ptr<float>())
                                   : *scalar.const_data_ptr<double>();
     }
@@ -433,7 +443,7 @@ class Optimizer {
         }
       }
       one.states[i] = empty && !info.made_by_step
-                          ? make(key, [&] { return at::full_like(parameter, info.initial); })
+                          ? make(key, [&] { return at::full_like(parameter, initial(info)); })
                           : tensor(state, key);
     }
     if (pending.entries.empty()) return;
@@ -452,7 +462,7 @@ class Optimizer {
   const int kind_;
   const OptimizerInfo& info_;
   const Keys::Of& keys_;
-  PyObject* const state_;
+  PyObject *const defaults_, *const state_;
   const Network& network_;
   Py_ssize_t place_ = 0;  // in the state, after the last parameter asked for
   std::vector<ParameterUpdate> updates_;

@@ -108,6 +108,7 @@ void advance(std::vector<Update>& updates) {
     // Most parameters share their options and their step.
     const bool same = before && update.optimizer == before->optimizer &&
                       std::memcmp(update.options, before->options, sizeof(update.options)) == 0 &&
+                      std::memcmp(update.narrow, before->narrow, sizeof(update.narrow)) == 0 &&
                       std::memcmp(update.scalars, scalars, sizeof(scalars)) == 0;
     if (!same) std::memcpy(scalars, update.scalars, sizeof(scalars));
     if (same) {

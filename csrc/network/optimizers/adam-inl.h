@@ -7,7 +7,7 @@ struct AdamOrAdamW {
 
   static bool has_maximum(const double* o) { return o[kAmsgrad] != 0; }
   static void advance(Update& u) {
-    const double step = u.scalars[0] += 1;
+    const double step = u.count_step();
     u.numbers[kCorrection1] = 1 - std::pow(u.options[kBeta1], step);
     u.numbers[kCorrection2] = std::sqrt(1 - std::pow(u.options[kBeta2], step));
   }
@@ -28,45 +28,27 @@ struct AdamOrAdamW {
   template <typename T>
   struct Rule {
     using V = Vec<T>;
-    const bool decays, decoupled, has_maximum, flushes;
-    const Reg<T> decay, keep, rest1, beta2, rest2, eps, rate;
+    const WeightDecay<T> decay;
+    const Average<T> mean, square;
+    const bool has_maximum;
+    const Reg<T> eps, rate;
 
     FASTMLP_INLINE explicit Rule(const Update& u)
-        : decays(u.options[kWeightDecay] != 0),
-          decoupled(u.options[kDecoupled] != 0),
+        : decay(u.options[kWeightDecay], u.options[kDecoupled] != 0, u.options[kLr]),
+          mean(u.options[kBeta1], hides_subnormals(u.options[kEps])),
+          square(u.options[kBeta2], hides_subnormals(u.options[kEps])),
           has_maximum(u.states[kSquareMax]),
-          // Beside a larger eps the root of a subnormal square is less than half a unit in the last
-          // place, even in the first steps, when it counts thirty times.
-          flushes(u.options[kEps] > 0x1p-35),
-          decay(V::set1(T(u.options[kWeightDecay]))),
-          keep(V::set1(T(1 - u.options[kLr] * u.options[kWeightDecay]))),
-          rest1(V::set1(T(1 - u.options[kBeta1]))),
-          beta2(V::set1(T(u.options[kBeta2]))),
-          rest2(V::set1(T(1 - u.options[kBeta2]))),
           // rate · m / (√s / root + eps), with both sides of the fraction multiplied by root: a
           // division takes as long as ten other operations.
           eps(V::set1(T(u.options[kEps] * u.numbers[kCorrection2]))),
           rate(V::set1(T(-u.options[kLr] / u.numbers[kCorrection1] * u.numbers[kCorrection2]))) {}
 
     FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T> g, Reg<T>* states) const {
-      if (decays) {
-        if (decoupled) {
-          p = V::mul(p, keep);
-        } else {
-          g = V::fma(p, decay, g);
-        }
-      }
-      auto m = V::fma(V::sub(g, states[kMean]), rest1, states[kMean]);
-      auto s = V::fma(V::mul(g, g), rest2, V::mul(states[kSquare], beta2));
-      if (flushes) {
-        m = without_subnormals<T>(m);
-        s = without_subnormals<T>(s);
-      }
-      states[kMean] = m;
-      states[kSquare] = s;
+      decay(p, g);
+      const auto m = states[kMean] = mean.of(states[kMean], g);
+      auto s = states[kSquare] = square.of_squares(states[kSquare], g);
       if (has_maximum) {
-        s = maximum<T>(states[kSquareMax], s);
-        states[kSquareMax] = s;
+        s = states[kSquareMax] = maximum<T>(states[kSquareMax], s);
       }
       p = V::fma(V::div(m, V::add(V::sqrt(s), eps)), rate, p);
     }

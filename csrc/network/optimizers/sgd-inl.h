@@ -21,21 +21,21 @@ struct SGD {
   template <typename T>
   struct Rule {
     using V = Vec<T>;
-    const bool decays, has_buffer, fresh, nesterov;
-    const Reg<T> decay, factor, rest, rate;
+    const WeightDecay<T> decay;
+    const bool has_buffer, fresh, nesterov;
+    const Reg<T> factor, rest, rate;
 
     FASTMLP_INLINE explicit Rule(const Update& u)
-        : decays(u.options[kWeightDecay] != 0),
+        : decay(u.options[kWeightDecay]),
           has_buffer(u.states[kBuffer]),
           fresh(u.fresh),
           nesterov(u.options[kNesterov] != 0),
-          decay(V::set1(T(u.options[kWeightDecay]))),
           factor(V::set1(T(u.options[kMomentum]))),
           rest(V::set1(T(1 - u.options[kDampening]))),
           rate(V::set1(T(-u.options[kLr]))) {}
 
     FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T> g, Reg<T>* states) const {
-      if (decays) g = V::fma(p, decay, g);
+      decay(p, g);
       if (has_buffer) {
         auto b = g;
         if (!fresh) b = V::fma(states[kBuffer], factor, V::mul(g, rest));
