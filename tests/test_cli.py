@@ -19,10 +19,10 @@ import torch
 from image_files import TREES, random_images, write_idx, write_png_tree
 
 import fastmlp
-from fastmlp import train
-from fastmlp._loops import StepTrainee
-from fastmlp._options import LOOPS, Options
-from fastmlp.cli import main
+from fastmlp.app import train
+from fastmlp.app._loops import StepTrainee
+from fastmlp.app._options import LOOPS, Options
+from fastmlp.app.cli import main
 from fastmlp.data import download, sheet
 
 TINY = ["--sizes", "24,5,10", "--epochs", "1"]
@@ -321,9 +321,9 @@ def test_a_missing_extra_is_named_with_the_command(
 def test_an_extension_that_cannot_be_loaded_is_one_line(
     fails: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "fastmlp.train", None)
+    monkeypatch.setitem(sys.modules, "fastmlp.app.train", None)
     monkeypatch.delattr(fastmlp, "train", raising=False)
-    assert "fastmlp.train" in fails("train")
+    assert "fastmlp.app.train" in fails("train")
 
 
 # ---- faults in the training ------------------------------------------------------------------

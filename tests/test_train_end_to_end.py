@@ -22,10 +22,11 @@ from states import assert_same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastmlp import FusedMLP, _fit, checkpoint, train
-from fastmlp._loops import EpochSampler, LoopTrainee, StepTrainee
-from fastmlp._options import LOOPS, Options
-from fastmlp.cli import main
+from fastmlp import FusedMLP, _fit, checkpoint
+from fastmlp.app import train
+from fastmlp.app._loops import EpochSampler, LoopTrainee, StepTrainee
+from fastmlp.app._options import LOOPS, Options
+from fastmlp.app.cli import main
 from fastmlp.data import Compose, DigitsDataset, ImageDataset, Normalize, ToTensor, collate
 
 ROWS, BATCH = 1030, 50

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastmlp import FusedMLP, TrainStep
+from fastmlp._fit import as_table
+from fastmlp._progress import Tally
+from fastmlp.data import ImageDataset, collate
 
-from ._fit import as_table
 from ._options import PLAIN, STEP
-from ._progress import Tally
-from .data import ImageDataset, collate
 
 _TEST_BATCH = 1000
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ._faults import Fault
-from ._files import expand
+from fastmlp._faults import Fault
+from fastmlp._files import expand
+from fastmlp._version import __version__
+
 from ._options import LOOPS, Options
-from ._version import __version__
 
 _DEFAULT = Options()
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -97,14 +98,14 @@ def _train(given: dict[str, object]) -> int:
 
 
 def _info(given: dict[str, object]) -> int:
-    from .info import report
+    from fastmlp.info import report
 
     print(report())
     return 0
 
 
 def _convert(given: dict[str, Any]) -> int:
-    from .data.convert import convert
+    from fastmlp.data.convert import convert
 
     if given["gzip"] and given["to"] != "idx":
         raise Fault("--gzip is for --to idx: PNG files are compressed already")
@@ -113,14 +114,14 @@ def _convert(given: dict[str, Any]) -> int:
 
 
 def _show(given: dict[str, Any]) -> int:
-    from .data.sheet import show
+    from fastmlp.data.sheet import show
 
     show(**given)
     return 0
 
 
 def _verify(given: dict[str, Any]) -> int:
-    from .data.verify import verify
+    from fastmlp.data.verify import verify
 
     wrong = 0
     for right, line in verify(Path(given["dir"]), mnist=given["mnist"]):
@@ -364,7 +365,3 @@ def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty")
     return expand(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """`fastmlp train`: the lecture's program, and what a long training needs around it.
 
-Data set → batches → network → CrossEntropyLoss → SGD, by one of the loops of fastmlp._loops; with
+Data set → batches → network → CrossEntropyLoss → SGD, by one of the loops of _loops.py; with
 --compare by all of them, in turns on the same batches. All that the numbers depend on is in the
 options, the data and the training's state(); nothing draws from torch's global generator once the
 networks are made.
@@ -26,18 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmlp import FusedMLP, get_isa
-
-from . import checkpoint
-from ._faults import Fault, require
-from ._files import check_writable, remove_drafts, write_whole
-from ._fit import calls
-from ._loops import EpochSampler, Task, Trainee, make_trainee
-from ._options import FUSED, KEPT, LOOPS, PLAIN, STEP, Options
-from ._progress import Bar, Tally
-from ._saved import check_network, check_progress
-from .checkpoint import CheckpointError
-from .data import (
+from fastmlp import FusedMLP, checkpoint, get_isa
+from fastmlp._faults import Fault, require
+from fastmlp._files import check_writable, remove_drafts, write_whole
+from fastmlp._fit import calls
+from fastmlp._progress import Bar, Tally
+from fastmlp.checkpoint import CheckpointError
+from fastmlp.data import (
     Compose,
     DigitsDataset,
     ImageDataset,
@@ -46,6 +41,10 @@ from .data import (
     ToTensor,
     download_mnist,
 )
+
+from ._loops import EpochSampler, Task, Trainee, make_trainee
+from ._options import FUSED, KEPT, LOOPS, PLAIN, STEP, Options
+from ._saved import check_network, check_progress
 
 HIDDEN, CLASSES = 300, 10  # of the lecture's network
 MOST_CLASSES = 1000  # that labels alone ask for; more are a slip, or --sizes says so
