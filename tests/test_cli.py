@@ -463,3 +463,16 @@ def test_a_reader_who_leaves_early_is_no_fault(data: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+def test_where_scripts_find_the_command() -> None:
+    from fastmlp import cli
+    from fastmlp import train as module
+
+    assert cli.main is main
+    assert (module.train, module.Training) == (train.train, train.Training)
+    for name in ("fastmlp", "fastmlp.cli"):
+        told = subprocess.run(
+            [sys.executable, "-m", name, "--version"], capture_output=True, text=True, check=True
+        )
+        assert told.stdout == f"fastmlp {fastmlp.__version__}\n"
