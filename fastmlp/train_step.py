@@ -193,15 +193,8 @@ class TrainStep:
         Raises:
             TypeError, ValueError: data or arguments that do not fit; what ``step(x, y)`` raises.
         """
-        from fastmlp._fit import (  # torch's data tools
-            Report,
-            Score,
-            as_columns,
-            as_table,
-            calls,
-            epoch_order,
-        )  # fmt: skip
-        from fastmlp._progress import Bar
+        # It imports torch's data tools.
+        from fastmlp._fit import Fit, TableSteps, as_columns, as_table, epoch_order
 
         batch_size = _positive("batch_size", batch_size)
         epochs = _positive("epochs", epochs)
@@ -221,31 +214,15 @@ class TrainStep:
         batches = math.ceil(used / batch_size)
         buffer = torch.empty(batch_size, features, dtype=last.dtype, device=last.device)
         classes = crosses and not table.targets.is_floating_point()
-        reports = []
 
-        def report(score: Score, epoch: int, batch: int) -> Report:
-            error = score.wrong_fraction if classes else None
-            return Report(epoch, batch, batches, score.loss, error)
+        def order() -> Tensor:
+            chosen = epoch_order(rows, shuffle, generator)[:used]
+            return chosen if table.rows is None else table.rows[chosen]
 
-        with Bar(epochs * batches, progress) as bar:
-            for epoch in range(1, epochs + 1):
-                order = epoch_order(rows, shuffle, generator)[:used]
-                if table.rows is not None:
-                    order = table.rows[order]
-                whole, since = Score(), Score()
-                for first, end in calls(0, batches, callback_every):
-                    chosen = order[first * batch_size : end * batch_size]
-                    losses, correct = self._steps(buffer, table, chosen)
-                    ignored = self._ignored(table.targets, chosen) if classes else 0
-                    for score in (whole, since):
-                        score.add(losses.tolist(), correct.tolist(), len(chosen), batch_size)
-                        score.ignore(ignored)
-                    bar.advance(end - first, float(losses[-1]))
-                    if callback is not None and (end % callback_every == 0 or end == batches):
-                        callback(report(since, epoch, end))
-                        since = Score()
-                reports.append(report(whole, epoch, batches))
-        return reports
+        steps = TableSteps(self, table, buffer)
+        loop = Fit(steps, order, classes, epochs, batches, callback, callback_every)
+        loop.run_epochs(progress)
+        return loop.reports
 
     def _ignored(self, targets: Tensor, rows: Tensor) -> int:
         """How many of some rows are of the class that the loss ignores."""

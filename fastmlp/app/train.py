@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from fastmlp import FusedMLP, checkpoint, get_isa
+from fastmlp._epochs import EpochLoop
 from fastmlp._faults import Fault, require
 from fastmlp._files import check_writable, remove_drafts, write_whole
-from fastmlp._fit import calls
-from fastmlp._progress import Bar, Tally
+from fastmlp._progress import Score
 from fastmlp.checkpoint import CheckpointError
 from fastmlp.data import (
     Compose,
@@ -103,7 +103,7 @@ def train(given: Mapping[str, Any]) -> int:
     return 0
 
 
-class Training:
+class Training(EpochLoop):
     """The networks, their data, and how far they have come."""
 
     def __init__(
@@ -119,7 +119,6 @@ class Training:
         self.device = device
         self.data = (train_data, test_data)
         self.sampler = EpochSampler(len(train_data), options.batch_size, options.seed)
-        self.batches = len(self.sampler)  # in an epoch
 
         torch.manual_seed(options.seed)
         try:
@@ -132,53 +131,34 @@ class Training:
         self.trainees = [make_trainee(name, copy.deepcopy(model), task) for name in slower]
         self.main = make_trainee(options.loop, model, task)
         self.trainees.append(self.main)
-
-        self.epoch = 0  # epochs done
-        self.batch = 0  # batches done of the next one
-        self.seconds = 0.0  # spent on them
+        scores = [trainee.scores for trainee in self.trainees]
+        super().__init__(options.epochs, len(self.sampler), scores)
+        self.seconds = 0.0  # spent on the batches of the next epoch
         self.turns = 0  # runs of batches since the program's start
 
     def run(self) -> None:
         """Trains for the epochs that are left."""
-        if self.epoch >= self.options.epochs:
+        if self.epoch >= self.epochs:
             print(f"already trained for {self.epoch} epochs: nothing left to do", flush=True)
             return
-        total, done = self.options.epochs * self.batches, self.epoch * self.batches + self.batch
-        with Bar(total, done=done, leave=False) as bar, _Signals() as signals:
-            while self.epoch < self.options.epochs:
-                self._run_epoch(bar, signals)
+        with _Signals() as self.signals:
+            self.run_epochs(leave=False)
 
-    def _run_epoch(self, bar: Bar, signals: _Signals) -> None:
-        before = self.epoch * self.batches
-        every = BATCHES_A_LINE, self.options.checkpoint_every
-        clock = perf_counter()
+    def start_epoch(self) -> None:
+        start = perf_counter()
         self.sampler.seek(self.epoch, first=self.batch)
         for trainee in self.trainees:
             trainee.start()
-        for first, end in calls(before + self.batch, before + self.batches, *every):
-            self._learn(end - first)
-            self.batch += end - first
-            self.seconds += perf_counter() - clock
-            bar.advance(end - first, self.main.window.loss)
-            if end % BATCHES_A_LINE == 0:
-                bar.line(self._batch_line())
-            if signals.received:
-                self._interrupt(signals.received)
-            if end % self.options.checkpoint_every == 0 and self.batch < self.batches:
-                self.save()
-            clock = perf_counter()
-        for trainee in self.trainees:
-            trainee.test()
-        bar.line(self._epoch_line())
-        self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
-        for trainee in self.trainees:
-            trainee.epoch = Tally()
-        self.save()
-        if signals.received and self.epoch < self.options.epochs:
-            self._interrupt(signals.received)
+        self.seconds += perf_counter() - start
 
-    def _learn(self, batches: int) -> None:
+    def limits(self) -> tuple[int, ...]:
+        # Counted from the training's first batch: lines are as far apart across epochs.
+        end = (self.epoch + 1) * self.batches
+        return self.done, end, BATCHES_A_LINE, self.options.checkpoint_every
+
+    def learn(self, batches: int) -> float:
         """Each network learns from the next batches."""
+        start = perf_counter()
         # Who comes later finds them in the cache: they take turns.
         turn = self.turns % len(self.trainees)
         self.turns += 1
@@ -196,6 +176,26 @@ class Training:
             pairs = zip(losses[PLAIN], losses[trainee.name], strict=True)
             difference = max(abs(a - b) for a, b in pairs)
             trainee.loss_difference = max(trainee.loss_difference, difference)
+        self.seconds += perf_counter() - start
+        return self.main.scores.window.loss
+
+    def end_run(self) -> None:
+        if self.done % BATCHES_A_LINE == 0:
+            self.bar.line(self._batch_line())
+        if self.signals.received:
+            self._interrupt(self.signals.received)
+        if self.done % self.options.checkpoint_every == 0 and self.batch < self.batches:
+            self.save()
+
+    def end_epoch(self) -> None:
+        for trainee in self.trainees:
+            trainee.test()
+        self.bar.line(self._epoch_line())
+        super().end_epoch()
+        self.seconds = 0.0
+        self.save()
+        if self.signals.received and self.epoch < self.epochs:
+            self._interrupt(self.signals.received)
 
     def _interrupt(self, signum: int) -> None:
         self.save()
@@ -237,15 +237,15 @@ class Training:
 
     def _batch_line(self) -> str:
         """The means since the last such line, which end the stretch they are of."""
-        windows = [trainee.window for trainee in self.trainees]
+        windows = [trainee.scores.window for trainee in self.trainees]
         for trainee, window in zip(self.trainees, windows, strict=True):
             at = self.epoch + self.batch / self.batches
             trainee.curve.append((at, window.loss, window.error))
-            trainee.window = Tally()
+            trainee.scores.window = Score()
         return f"epoch {self.epoch + 1:3d}  batch {self.batch:4d}  {_means(windows)}"
 
     def _epoch_line(self) -> str:
-        means = _means([trainee.epoch for trainee in self.trainees])
+        means = _means([trainee.scores.epoch for trainee in self.trainees])
         errors = _row(f"{trainee.test_errors[-1]:5.2f}" for trainee in self.trainees)
         return f"epoch {self.epoch + 1:3d}  {means}  test error {errors} %  {self.seconds:.2f} s"
 
@@ -343,9 +343,9 @@ def _row(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 
-def _means(tallies: Sequence[Tally]) -> str:
-    losses = _row(f"{tally.loss:.4f}" for tally in tallies)
-    return f"train loss {losses}  train error {_row(f'{tally.error:5.2f}' for tally in tallies)} %"
+def _means(scores: Sequence[Score]) -> str:
+    losses = _row(f"{score.loss:.4f}" for score in scores)
+    return f"train loss {losses}  train error {_row(f'{score.error:5.2f}' for score in scores)} %"
 
 
 # ---- options ---------------------------------------------------------------------------------
