@@ -78,6 +78,10 @@ Loss begin_loss(const LossArguments& arguments, int kind) {
   return loss;
 }
 
+Loss begin_loss(const LossArguments& arguments, const at::Tensor& target) {
+  return begin_loss(arguments, kind_for(arguments, target));
+}
+
 // The tensors of the loss module for an output of these sizes.
 void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::ScalarType dtype,
                    Loss& loss, LossOperands& operands) {
@@ -271,7 +275,7 @@ class Feed {
         apart_(apart),
         order_(batches.order.const_data_ptr<int64_t>()),
         features_(training.lowered().spec.layers.back().out_features),
-        loss_(begin_loss(arguments, kind_for(arguments, batches.targets))) {
+        loss_(begin_loss(arguments, batches.targets)) {
     const at::Tensor& targets = batches_.targets;
     copies_target_ = targets.is_contiguous() && targets.layout() == at::kStrided &&
                      !targets.is_neg() && !targets.is_conj() && !targets._is_zerotensor() &&
@@ -393,7 +397,7 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
   const at::ScalarType dtype = input.scalar_type();
   StepBatch batch;
   LossOperands operands;
-  batch.loss = begin_loss(loss_arguments, kind_for(loss_arguments, target));
+  batch.loss = begin_loss(loss_arguments, target);
   check_output(batch.loss, sizes);
   take_target(target, sizes, dtype, batch.loss, operands);
   take_operands(loss_arguments, sizes, dtype, batch.loss, operands);
