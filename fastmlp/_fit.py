@@ -1,23 +1,22 @@
-"""What TrainStep.fit needs around its steps: data as tensors, their order, and runs of batches."""
+"""What TrainStep.fit needs around its steps: data as tensors, their order, and the loop."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from time import perf_counter
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from fastmlp._progress import Tally
+from fastmlp._epochs import EpochLoop, Scores
+from fastmlp._progress import Score
 from fastmlp.data import Compose, ImageDataset, Normalize, TensorLoader, ToTensor
 from fastmlp.data.images import has_own_items
 
-_SECONDS_A_CALL = 0.1  # between two looks at Ctrl-C and the progress bar
+if TYPE_CHECKING:
+    from fastmlp.train_step import TrainStep
 
 
 class Report(NamedTuple):
@@ -169,24 +168,6 @@ def as_columns(targets: Tensor, outputs: int, classes: bool) -> Tensor:
     return targets.unsqueeze(1) if targets.ndim == 1 and outputs == 1 and not classes else targets
 
 
-@dataclass
-class Score(Tally):
-    """A Tally of which some rows do not count: those of the class that the loss ignores."""
-
-    ignored: int = 0
-
-    def ignore(self, rows: int) -> None:
-        """Takes back rows that were added as wrong ones."""
-        self.wrong -= rows
-        self.ignored += rows
-
-    @property
-    def wrong_fraction(self) -> float:
-        """Of the rows that count; NaN where none does."""
-        counted = self.rows - self.ignored
-        return self.wrong / counted if counted else math.nan
-
-
 def _affine(transform: Any) -> tuple[float, float]:
     """What a transform of bytes does to each of them, as (scale, shift)."""
     scale, shift = 1 / 255, 0.0
@@ -210,14 +191,79 @@ def epoch_order(rows: int, shuffle: bool, generator: torch.Generator | None) -> 
     return order
 
 
-def calls(first: int, end: int, *every: int) -> Iterator[tuple[int, int]]:
-    """Runs of the batches from `first` on, each as (first, end), that take about a tenth of a
-    second each and end at each multiple of a number of `every`."""
-    size = 1
-    while first < end:
-        until = min(end, first + size, *((first // number + 1) * number for number in every))
-        began = perf_counter()
-        yield first, until
-        seconds = perf_counter() - began
-        size = max(1, min(2 * size, int((until - first) * _SECONDS_A_CALL / max(seconds, 1e-9))))
-        first = until
+class TableSteps:
+    """Steps on the rows of a table, batch after batch.
+
+    Args:
+        step: the step.
+        table: the rows.
+        buffer: `[batch_size, features]` of the parameters' dtype, overwritten.
+    """
+
+    def __init__(self, step: TrainStep, table: Table, buffer: Tensor) -> None:
+        self.step, self.table, self.buffer = step, table, buffer
+
+    def start(self, order: Tensor) -> None:
+        """These rows come next, int64."""
+        self.order = order
+
+    def learn(self, batches: int) -> tuple[list[float], list[int], Tensor]:
+        """Each batch's loss and right predictions, and the rows of all."""
+        rows, self.order = self.order.tensor_split((batches * len(self.buffer),))
+        losses, correct = self.step._steps(self.buffer, self.table, rows)
+        return losses.tolist(), correct.tolist(), rows
+
+
+class Fit(EpochLoop):
+    """The loop of `TrainStep.fit`.
+
+    Args:
+        steps: the step and its data.
+        order: gives the rows of an epoch.
+        classes: whether the targets are classes.
+        epochs, batches: as of `EpochLoop`.
+        callback, every: as of `TrainStep.fit`.
+    """
+
+    def __init__(
+        self,
+        steps: TableSteps,
+        order: Callable[[], Tensor],
+        classes: bool,
+        epochs: int,
+        batches: int,
+        callback: Callable[[Report], object] | None,
+        every: int,
+    ) -> None:
+        self.score = Scores(len(steps.buffer))
+        super().__init__(epochs, batches, [self.score])
+        self.steps, self.order, self.classes = steps, order, classes
+        self.callback, self.every = callback, every
+        self.reports: list[Report] = []
+
+    def start_epoch(self) -> None:
+        self.steps.start(self.order())
+
+    def limits(self) -> tuple[int, ...]:
+        return self.batch, self.batches, self.every
+
+    def learn(self, batches: int) -> float:
+        losses, correct, rows = self.steps.learn(batches)
+        step, targets = self.steps.step, self.steps.table.targets
+        ignored = step._ignored(targets, rows) if self.classes else 0
+        self.score.count(losses, correct, len(rows), ignored)
+        return losses[-1]
+
+    def end_run(self) -> None:
+        is_due = self.batch % self.every == 0 or self.batch == self.batches
+        if self.callback is not None and is_due:
+            self.callback(self._report(self.score.window))
+            self.score.window = Score()
+
+    def end_epoch(self) -> None:
+        self.reports.append(self._report(self.score.epoch))
+        super().end_epoch()
+
+    def _report(self, score: Score) -> Report:
+        error = score.wrong_fraction if self.classes else None
+        return Report(self.epoch + 1, self.batch, self.batches, score.loss, error)

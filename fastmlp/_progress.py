@@ -1,8 +1,9 @@
-"""What long work tells on its way: sums over a training's batches, and a progress bar."""
+"""What long work tells on its way: scores of a training's batches, and a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 
 
 @dataclass
-class Tally:
-    """Sums over rows, and their means."""
+class Score:
+    """Sums over rows, and their means. Of some, the prediction does not count: those of the class
+    that the loss ignores."""
 
     losses: float = 0.0
     wrong: int = 0
     rows: int = 0
+    ignored: int = 0
 
     def add(
         self, losses: Iterable[float], correct: Iterable[int], rows: int, batch_size: int
@@ -32,14 +35,28 @@ class Tally:
             self.wrong += size - right
             self.rows += size
 
+    def ignore(self, rows: int) -> None:
+        """Takes back rows that were added as wrong ones."""
+        self.wrong -= rows
+        self.ignored += rows
+
     @property
     def loss(self) -> float:
         return self.losses / self.rows
 
     @property
     def error(self) -> float:
-        """In percent."""
-        return 100 * self.wrong / self.rows
+        """Of the predictions that count, in percent; NaN where none does."""
+        return self._wrong(100)
+
+    @property
+    def wrong_fraction(self) -> float:
+        """The same of 1."""
+        return self._wrong(1)
+
+    def _wrong(self, whole: int) -> float:
+        counted = self.rows - self.ignored
+        return whole * self.wrong / counted if counted else math.nan
 
 
 def _in_notebook() -> bool:

@@ -1,7 +1,7 @@
 """Checkpoints: a training's whole state in one file that is written whole or not at all.
 
 `torch.load(file, weights_only=True)` reads one. It is a dict: "model" and "optimizer" hold the
-state_dicts of the network and of torch.optim.SGD, whatever the loop; the rest is fastmlp.train's.
+state_dicts of the network and of torch.optim.SGD, whatever the loop; the rest is `fastmlp train`'s.
 """
 
 from __future__ import annotations

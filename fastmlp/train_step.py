@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainStep"]
 
-# The extension's lists, by torch's classes; a loss whose targets may be of two kinds stands there
-# twice, and its first number counts.
-_LOSSES = {getattr(nn, name): _C.LOSSES.index(name) for name in _C.LOSSES}
-_OPTIMIZERS = {getattr(torch.optim, name): number for number, name in enumerate(_C.OPTIMIZERS)}
-_C.know_training([getattr(nn, name) for name in _C.LOSSES], list(_OPTIMIZERS))
+# torch's classes, in the order of the extension's lists; a loss whose targets may be of two kinds
+# stands there twice.
+_LOSSES = [getattr(nn, name) for name in _C.LOSSES]
+_OPTIMIZERS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
+_C.know_training(_LOSSES, _OPTIMIZERS)
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_OPTIMIZER_HOOKS = (
     optimizer_module._global_optimizer_pre_hooks,
@@ -92,10 +92,19 @@ class TrainStep:
             )
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.max_grad_norm = max_grad_norm
-        self._check_loss()
-        self._check_optimizer()
-        self._check_model()
+        if not runs_its_modules(model):
+            raise TypeError(
+                "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
+                f"activations, got {type(model).__name__} with a forward of its own{_hint(model)}"
+            )
         self._hooks = self._hook_dicts()
+        try:
+            if not _C.check_train_step(self):
+                raise self._unreadable()
+        except RecursionError:
+            raise
+        except RuntimeError as error:
+            raise self._of_an_argument(error) from None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -105,11 +114,11 @@ class TrainStep:
         """The very dicts, which have to stay empty; those of the layers are read with the model."""
         return (
             *(
-                getattr(module, hooks)
+                getattr(module, hooks, {})
                 for module in (self.model, self.loss)
                 for hooks in MODULE_HOOKS
             ),
-            *(getattr(self.optimizer, hooks) for hooks in _OPTIMIZER_HOOKS),
+            *(getattr(self.optimizer, hooks, {}) for hooks in _OPTIMIZER_HOOKS),
             *_GLOBAL_OPTIMIZER_HOOKS,
         )
 
@@ -185,15 +194,8 @@ class TrainStep:
         Raises:
             TypeError, ValueError: data or arguments that do not fit; what ``step(x, y)`` raises.
         """
-        from fastmlp._fit import (  # torch's data tools
-            Report,
-            Score,
-            as_columns,
-            as_table,
-            calls,
-            epoch_order,
-        )  # fmt: skip
-        from fastmlp._progress import Bar
+        # It imports torch's data tools.
+        from fastmlp._fit import Fit, TableSteps, as_columns, as_table, epoch_order
 
         batch_size = _positive("batch_size", batch_size)
         epochs = _positive("epochs", epochs)
@@ -213,31 +215,15 @@ class TrainStep:
         batches = math.ceil(used / batch_size)
         buffer = torch.empty(batch_size, features, dtype=last.dtype, device=last.device)
         classes = crosses and not table.targets.is_floating_point()
-        reports = []
 
-        def report(score: Score, epoch: int, batch: int) -> Report:
-            error = score.wrong_fraction if classes else None
-            return Report(epoch, batch, batches, score.loss, error)
+        def order() -> Tensor:
+            chosen = epoch_order(rows, shuffle, generator)[:used]
+            return chosen if table.rows is None else table.rows[chosen]
 
-        with Bar(epochs * batches, progress) as bar:
-            for epoch in range(1, epochs + 1):
-                order = epoch_order(rows, shuffle, generator)[:used]
-                if table.rows is not None:
-                    order = table.rows[order]
-                whole, since = Score(), Score()
-                for first, end in calls(0, batches, callback_every):
-                    chosen = order[first * batch_size : end * batch_size]
-                    losses, correct = self._steps(buffer, table, chosen)
-                    ignored = self._ignored(table.targets, chosen) if classes else 0
-                    for score in (whole, since):
-                        score.add(losses.tolist(), correct.tolist(), len(chosen), batch_size)
-                        score.ignore(ignored)
-                    bar.advance(end - first, float(losses[-1]))
-                    if callback is not None and (end % callback_every == 0 or end == batches):
-                        callback(report(since, epoch, end))
-                        since = Score()
-                reports.append(report(whole, epoch, batches))
-        return reports
+        steps = TableSteps(self, table, buffer)
+        loop = Fit(steps, order, classes, epochs, batches, callback, callback_every)
+        loop.run_epochs(progress)
+        return loop.reports
 
     def _ignored(self, targets: Tensor, rows: Tensor) -> int:
         """How many of some rows are of the class that the loss ignores."""
@@ -259,104 +245,53 @@ class TrainStep:
             raise self._unreadable(buffer)
         return result
 
-    def _unreadable(self, x: Tensor) -> RuntimeError:
-        """Why the model's modules are no network beside this input."""
-        reason = why_plain(x, self._read_model())
-        return RuntimeError(
-            f"fastmlp.TrainStep: {reason}. Use the model's own forward and backward instead"
-        )
-
     def _read_model(self) -> Network:
         network = read_modules(self.model._modules)
         if isinstance(network, str):
-            raise RuntimeError(
-                f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
-            )
+            raise _refusal(network)
         return network
 
-    def _check_loss(self) -> None:
+    def _unreadable(self, x: Tensor | None = None) -> RuntimeError:
+        """Why the model's modules are no network, beside this input or any."""
+        network = self._read_model()
+        if x is not None:
+            return _refusal(why_plain(x, network))
+        found = dict.fromkeys(f"{p.dtype} on {p.device}" for p in network.parameters)
+        if len(found) > 1 or not found.keys() <= _KINDS:
+            return _refusal(
+                "expected parameters on the CPU, of dtype float32 or float64 and all of one, got "
+                + " and ".join(found)
+            )
+        return _refusal(why_plain(torch.empty(1, dtype=network.layers[0].weight.dtype), network))
+
+    def _of_an_argument(self, error: RuntimeError) -> TypeError | ValueError:
+        """What a step would raise, as an error of the constructor's arguments."""
         if type(self.loss) not in _LOSSES:
-            names = ", ".join(f"nn.{kind.__name__}" for kind in _LOSSES)
-            raise TypeError(
-                f"fastmlp.TrainStep: expected a loss among {names}, got {type(self.loss).__name__}"
+            return TypeError(
+                f"fastmlp.TrainStep: expected a loss among {_names('nn', _LOSSES)}, got "
+                f"{type(self.loss).__name__}"
             )
-        _C.check_loss(_LOSSES[type(self.loss)], self.loss)
-        for hooks in MODULE_HOOKS:
-            if getattr(self.loss, hooks):
-                raise ValueError("fastmlp.TrainStep: the loss has a hook. Remove it")
-
-    def _check_optimizer(self) -> None:
-        optimizer = self.optimizer
-        if type(optimizer) not in _OPTIMIZERS:
-            names = ", ".join(f"torch.optim.{kind.__name__}" for kind in _OPTIMIZERS)
-            inner = getattr(optimizer, "optimizer", None)  # of Lightning's and of accelerate's
+        if type(self.optimizer) not in _OPTIMIZERS:
+            inner = getattr(self.optimizer, "optimizer", None)  # of Lightning's, of accelerate's
             hint = ", which is another's wrapper: pass its .optimizer" if inner is not None else ""
-            raise TypeError(
-                f"fastmlp.TrainStep: expected an optimizer among {names}, got "
-                f"{type(optimizer).__name__}{hint}"
+            return TypeError(
+                "fastmlp.TrainStep: expected an optimizer among "
+                f"{_names('torch.optim', _OPTIMIZERS)}, got {type(self.optimizer).__name__}{hint}"
             )
-        for hooks in _OPTIMIZER_HOOKS:
-            if getattr(optimizer, hooks) or any(_GLOBAL_OPTIMIZER_HOOKS):
-                raise ValueError("fastmlp.TrainStep: the optimizer has a step hook. Remove it")
-        for group in optimizer.param_groups:
-            for option in ("capturable", "differentiable"):
-                if group.get(option):
-                    raise ValueError(
-                        f"fastmlp.TrainStep: expected an optimizer with {option}=False"
-                    )
+        return ValueError(str(error))
 
-    def _check_model(self) -> None:
-        if not runs_its_modules(self.model):
-            raise TypeError(
-                "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
-                f"activations, got {type(self.model).__name__} with a forward of its own"
-                f"{_hint(self.model)}"
-            )
-        for name, module in self.model.named_modules():
-            if "forward" in module.__dict__:
-                raise ValueError(
-                    f"fastmlp.TrainStep: module {name or 'itself'} has a forward of its own. Use "
-                    "the model's own forward and backward instead"
-                )
-        if any(getattr(self.model, hooks) for hooks in MODULE_HOOKS):
-            raise ValueError("fastmlp.TrainStep: the model has a hook. Remove it")
-        network = read_modules(self.model._modules)
-        if isinstance(network, str):
-            raise ValueError(
-                f"fastmlp.TrainStep: {network}. Use the model's own forward and backward instead"
-            )
-        operands = network.parameters
-        if len({id(p) for p in operands}) < len(operands):
-            raise ValueError(
-                "fastmlp.TrainStep: layers share a parameter. Use the model's own forward and "
-                "backward instead"
-            )
-        for p in operands:
-            if p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    "fastmlp.TrainStep: expected float32 or float64 parameters on the CPU, got "
-                    f"{p.dtype} on {p.device}"
-                )
-            if p.dtype != operands[0].dtype:
-                raise ValueError(
-                    "fastmlp.TrainStep: expected parameters of one dtype, got "
-                    f"{operands[0].dtype} and {p.dtype}"
-                )
-            if not p.is_contiguous():
-                raise ValueError(
-                    "fastmlp.TrainStep: expected contiguous parameters, got one of shape "
-                    f"{tuple(p.shape)} and strides {p.stride()}"
-                )
-            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
-                raise ValueError("fastmlp.TrainStep: a parameter has a hook. Remove it")
-        own = {id(p) for p in operands}
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) not in own:
-                    raise ValueError(
-                        "fastmlp.TrainStep: the optimizer holds a parameter of shape "
-                        f"{tuple(p.shape)} that is not the model's. Make it of model.parameters()"
-                    )
+
+_KINDS = {"torch.float32 on cpu", "torch.float64 on cpu"}
+
+
+def _refusal(reason: str | None) -> RuntimeError:
+    return RuntimeError(
+        f"fastmlp.TrainStep: {reason}. Use the model's own forward and backward instead"
+    )
+
+
+def _names(module: str, classes: list[type]) -> str:
+    return ", ".join(f"{module}.{name}" for name in dict.fromkeys(c.__name__ for c in classes))
 
 
 def _hint(model: Any) -> str:

@@ -34,8 +34,8 @@ from image_files import idx_bytes, random_images, write_idx, write_png_tree
 from states import assert_same
 
 from fastmlp import checkpoint
+from fastmlp.app.cli import main as command
 from fastmlp.checkpoint import CheckpointError
-from fastmlp.cli import main as command
 from fastmlp.data import DataError, MNISTDataset, png, tree_cache
 from fastmlp.data.idx import read_idx
 

@@ -25,8 +25,8 @@ from image_files import random_images, write_idx
 from states import assert_same
 
 from fastmlp import checkpoint
-from fastmlp._options import LOOPS
-from fastmlp.cli import main as command
+from fastmlp.app._options import LOOPS
+from fastmlp.app.cli import main as command
 
 WAYS = ("--compare", *(f"--loop={name}" for name in LOOPS))
 ROWS, TEST_ROWS, BATCH = 310, 40, 20  # 16 batches, the last one smaller

@@ -23,8 +23,8 @@ from torch import Tensor
 from fastmlp import checkpoint
 from fastmlp._faults import Fault
 from fastmlp._files import check_writable, remove_drafts, write_whole
+from fastmlp.app.cli import main
 from fastmlp.checkpoint import CheckpointError
-from fastmlp.cli import main
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

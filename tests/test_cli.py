@@ -19,10 +19,10 @@ import torch
 from image_files import TREES, random_images, write_idx, write_png_tree
 
 import fastmlp
-from fastmlp import train
-from fastmlp._loops import StepTrainee
-from fastmlp._options import LOOPS, Options
-from fastmlp.cli import main
+from fastmlp.app import train
+from fastmlp.app._loops import StepTrainee
+from fastmlp.app._options import LOOPS, Options
+from fastmlp.app.cli import main
 from fastmlp.data import download, sheet
 
 TINY = ["--sizes", "24,5,10", "--epochs", "1"]
@@ -321,9 +321,9 @@ def test_a_missing_extra_is_named_with_the_command(
 def test_an_extension_that_cannot_be_loaded_is_one_line(
     fails: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "fastmlp.train", None)
+    monkeypatch.setitem(sys.modules, "fastmlp.app.train", None)
     monkeypatch.delattr(fastmlp, "train", raising=False)
-    assert "fastmlp.train" in fails("train")
+    assert "fastmlp.app.train" in fails("train")
 
 
 # ---- faults in the training ------------------------------------------------------------------
@@ -463,3 +463,16 @@ def test_a_reader_who_leaves_early_is_no_fault(data: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+def test_where_scripts_find_the_command() -> None:
+    from fastmlp import cli
+    from fastmlp import train as module
+
+    assert cli.main is main
+    assert (module.train, module.Training) == (train.train, train.Training)
+    for name in ("fastmlp", "fastmlp.cli"):
+        told = subprocess.run(
+            [sys.executable, "-m", name, "--version"], capture_output=True, text=True, check=True
+        )
+        assert told.stdout == f"fastmlp {fastmlp.__version__}\n"

@@ -26,7 +26,7 @@ from image_files import (
 )
 
 from fastmlp import _files
-from fastmlp.cli import main
+from fastmlp.app.cli import main
 from fastmlp.data import DataError, MNISTDataset, convert, idx, verify
 from fastmlp.data.sheet import sheet
 

@@ -11,7 +11,7 @@ from test_train_step import OPTIMIZERS
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastmlp import FusedMLP, TrainStep, _fit
+from fastmlp import FusedMLP, TrainStep, _epochs
 from fastmlp.data import Compose, ImageDataset, Normalize, ToTensor
 
 SIZES = [12, 9, 3]
@@ -159,8 +159,8 @@ def test_bytes_are_normalised(dtype: torch.dtype) -> None:
 def test_runs_of_batches_end_where_they_must(
     first: int, end: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_fit, "_SECONDS_A_CALL", 1e6)  # as long as they may be
-    runs = list(_fit.calls(first, end, 10, 24))
+    monkeypatch.setattr(_epochs, "_SECONDS_A_CALL", 1e6)  # as long as they may be
+    runs = list(_epochs.calls(first, end, 10, 24))
     assert [row for a, b in runs for row in range(a, b)] == list(range(first, end))
     for a, b in runs:
         assert a < b
@@ -171,9 +171,9 @@ def test_runs_of_batches_end_where_they_must(
 
 def test_runs_of_batches_take_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(_fit, "perf_counter", lambda: now)
+    monkeypatch.setattr(_epochs, "perf_counter", lambda: now)
     sizes = []
-    for a, b in _fit.calls(0, 30, 1000):
+    for a, b in _epochs.calls(0, 30, 1000):
         sizes.append(b - a)
         now += (b - a) * (1 / 128 if a < 15 else 1 / 16)  # exact, and slower from batch 15 on
     assert sizes == [1, 2, 4, 8, 12, 1, 1, 1]

@@ -9,7 +9,7 @@ import torch
 
 import fastmlp
 from fastmlp import info
-from fastmlp.cli import main
+from fastmlp.app.cli import main
 
 
 def items(report: str) -> dict[str, str]:

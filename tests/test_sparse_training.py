@@ -27,7 +27,7 @@ from test_train_step import (
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from fastmlp import _C, FusedMLP, TrainStep, _fit
+from fastmlp import _C, FusedMLP, TrainStep, _epochs, _fit
 from fastmlp.data import Compose, ImageDataset, Normalize, ToTensor
 
 ISAS = _C.available_isas()
@@ -250,7 +250,7 @@ def test_a_rate_of_zero_changes_no_bit(isa: str, dtype: torch.dtype) -> None:
 @pytest.fixture
 def _one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """All batches of an epoch in one call: nothing but its end needs the weight itself."""
-    monkeypatch.setattr(_fit, "calls", lambda first, end, *every: iter([(first, end)]))
+    monkeypatch.setattr(_epochs, "calls", lambda first, end, *every: iter([(first, end)]))
 
 
 def data(

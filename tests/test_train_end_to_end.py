@@ -22,10 +22,11 @@ from states import assert_same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fastmlp import FusedMLP, _fit, checkpoint, train
-from fastmlp._loops import EpochSampler, LoopTrainee, StepTrainee
-from fastmlp._options import LOOPS, Options
-from fastmlp.cli import main
+from fastmlp import FusedMLP, _epochs, checkpoint
+from fastmlp.app import train
+from fastmlp.app._loops import EpochSampler, LoopTrainee, StepTrainee
+from fastmlp.app._options import LOOPS, Options
+from fastmlp.app.cli import main
 from fastmlp.data import Compose, DigitsDataset, ImageDataset, Normalize, ToTensor, collate
 
 ROWS, BATCH = 1030, 50
@@ -298,14 +299,15 @@ def test_a_loss_that_is_not_a_number_is_told_with_its_batch(
 ) -> None:
     """The same in the middle of a run of batches as where each run is a single batch."""
     told, ends = [], []
+    calls = _epochs.calls
 
     def single(*limits: int) -> Iterator[tuple[int, int]]:
-        for first, end in _fit.calls(*limits):
+        for first, end in calls(*limits):
             ends.append(end)
             yield first, end
 
     for runs in (lambda first, end, *every: [(first, end)], single):
-        monkeypatch.setattr(train, "calls", runs)
+        monkeypatch.setattr(_epochs, "calls", runs)
         go = ("--data-dir", data, "--sizes", "24,16,16,10", "--lr", "1e10", "--loop", loop)
         assert main(["train", *map(str, go), "--checkpoint-every", "1"]) == 1
         told.append(capsys.readouterr().err)

@@ -1713,6 +1713,34 @@ def test_refused_later(name: str, optimizer: str, trained: bool) -> None:
         before.assert_unchanged()
 
 
+OF_ONE_BATCH = ("class-", "probability-", "target-", "input-", "weight-", "float")
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+@pytest.mark.parametrize("name", [name for name in LATER if not name.startswith(OF_ONE_BATCH)])
+def test_what_a_step_refuses_the_constructor_does(name: str, trained: bool) -> None:
+    twins = Twins(LOSSES["ce"], OPTIMIZERS["adam"])
+    if trained:
+        twins.step(*twins.batch())
+    LATER[name][2](twins)
+    before = Snapshot(twins) if name != "meta" else None
+    with pytest.raises(ValueError, match=r"^fastmlp\.TrainStep: "):
+        TrainStep(twins.model, twins.loss, twins.optimizer)
+    if before:
+        before.assert_unchanged()
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_constructor_changes_nothing(optimizer: str, trained: bool) -> None:
+    twins = Twins(make_optimizer=OPTIMIZERS[optimizer])
+    if trained:
+        twins.step(*twins.batch())
+    before = Snapshot(twins)
+    TrainStep(twins.model, twins.loss, twins.optimizer)
+    before.assert_unchanged()
+
+
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam"])
 def test_state_of_another_dtype_is_refused(optimizer: str) -> None:
     twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer], torch.float32)

@@ -61,7 +61,8 @@ std::string examine(PyObject* const* args, Network& network, const at::Tensor*& 
   if (const char* reason = operand_in_the_way(args[0], input))
     return std::string("the input is ") + reason;
   if (input->dim() == 0) return "the input has no dimensions";
-  return read(args, *input, network);
+  network.dtype = input->scalar_type();
+  return read(args, network);
 }
 
 void check_arguments(PyObject* const* args, Py_ssize_t count) {
@@ -102,7 +103,8 @@ PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* input = nullptr;
   if (mode_in_the_way() || operand_in_the_way(args[1], input) || input->dim() == 0) Py_RETURN_NONE;
   Network network;
-  if (!recognise(args[0], *input, network)) {
+  network.dtype = input->scalar_type();
+  if (!recognise(args[0], network)) {
     if (PyErr_Occurred()) throw py::error_already_set();
     Py_RETURN_NONE;
   }
@@ -182,6 +184,7 @@ PyMethodDef kMethods[] = {
      METH_FASTCALL, nullptr},
     {"train_steps", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(train_steps)),
      METH_FASTCALL, nullptr},
+    {"check_train_step", check_train_step, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -204,7 +207,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("MOST_HALF") = cpu::kMostHalf;
   m.def("know_modules", know_modules);
   m.def("know_training", know_training);
-  m.def("check_loss", check_loss);
   // For the fakes, whose sizes may be symbols: the weights' places among the operands, and those
   // that saved_weights() tells.
   m.def("weights", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants) {

@@ -55,18 +55,18 @@ const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor) {
   return nullptr;
 }
 
-std::string Network::append(PyObject* weight_object, PyObject* bias_object,
-                            const at::Tensor& input) {
+std::string Network::append(PyObject* weight_object, PyObject* bias_object) {
   const at::Tensor *weight = nullptr, *bias = nullptr;
   if (const char* reason = operand_in_the_way(weight_object, weight))
     return std::string("a weight is ") + reason;
-  if (weight->scalar_type() != input.scalar_type()) return "input and weights differ in dtype";
+  if (dtype == at::ScalarType::Undefined) dtype = weight->scalar_type();
+  if (weight->scalar_type() != dtype) return "input and weights differ in dtype";
   if (weight->dim() != 2) return "a weight is not two-dimensional";
   const bool has_bias = bias_object != Py_None;
   if (has_bias) {
     if (const char* reason = operand_in_the_way(bias_object, bias))
       return std::string("a bias is ") + reason;
-    if (bias->scalar_type() != input.scalar_type()) return "input and biases differ in dtype";
+    if (bias->scalar_type() != dtype) return "input and biases differ in dtype";
     if (bias->dim() != 1 || bias->size(0) != weight->size(0))
       return "a bias is not of shape (out_features,)";
   }
@@ -87,7 +87,7 @@ void read_numbers(PyObject* list, Numbers& numbers, const Convert& convert) {
 
 }  // namespace
 
-std::string read(PyObject* const* args, const at::Tensor& input, Network& network) {
+std::string read(PyObject* const* args, Network& network) {
   PyObject* const operands = args[1];
   Numbers numbers;
   Constants constants;
@@ -100,7 +100,7 @@ std::string read(PyObject* const* args, const at::Tensor& input, Network& networ
   for (const LayerOps& layer : program.layers) {
     PyObject* const bias =
         layer.bias >= 0 ? PySequence_Fast_GET_ITEM(operands, layer.bias) : Py_None;
-    auto reason = network.append(PySequence_Fast_GET_ITEM(operands, layer.weight), bias, input);
+    auto reason = network.append(PySequence_Fast_GET_ITEM(operands, layer.weight), bias);
     if (!reason.empty()) return reason;
     if (!(layer.dropout >= 0 && layer.dropout <= 1)) return "a dropout is not a probability";
   }
@@ -125,7 +125,7 @@ enum class Stage { linear, activation, closed };
 // Reads the modules of a Sequential one after the other.
 class Reader {
  public:
-  Reader(const at::Tensor& input, Network& network) : input_(input), network_(network) {}
+  explicit Reader(Network& network) : network_(network) {}
 
   bool read(PyObject* modules) {
     Py_ssize_t position = 0;
@@ -187,7 +187,7 @@ class Reader {
     PyObject* weight = PyDict_GetItemWithError(parameters, names_.weight);
     PyObject* bias = PyDict_GetItemWithError(parameters, names_.bias);
     stage_ = Stage::linear;
-    return weight && bias && network_.append(weight, bias, input_).empty();
+    return weight && bias && network_.append(weight, bias).empty();
   }
 
   // A linear layer that knows its activation by name.
@@ -249,18 +249,17 @@ class Reader {
   }
 
   const Known& names_ = known();
-  const at::Tensor& input_;
   Network& network_;
   Stage stage_ = Stage::closed;
 };
 
 }  // namespace
 
-bool recognise(PyObject* modules, const at::Tensor& input, Network& network) {
+bool recognise(PyObject* modules, Network& network) {
   for (PyObject* hooks : known().global_hooks) {
     if (!is_empty_dict(hooks)) return false;
   }
-  return Reader(input, network).read(modules) && !network.program.layers.empty();
+  return Reader(network).read(modules) && !network.program.layers.empty();
 }
 
 }  // namespace fastmlp

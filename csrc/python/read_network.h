@@ -20,20 +20,21 @@ const char* mode_in_the_way();
 const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor);
 
 struct Network {
-  Program program;  // dropout still to be drawn
+  at::ScalarType dtype = at::ScalarType::Undefined;  // the input's; Undefined: the first weight's
+  Program program;                                   // dropout still to be drawn
   c10::SmallVector<at::Tensor, 12> operands;
 
   Arguments arguments(const at::Tensor& input) const {
     return {input, at::TensorList(operands.data(), operands.size()), program};
   }
-  // A linear op, of a weight and a bias (a tensor or None); returns why they cannot be operands
-  // beside `input`, or nothing.
-  std::string append(PyObject* weight, PyObject* bias, const at::Tensor& input);
+  // A linear op, of a weight and a bias (a tensor or None); returns why they cannot be operands, or
+  // nothing.
+  std::string append(PyObject* weight, PyObject* bias);
 };
 
 // Reads operands, program and constants, kLists Python lists or tuples, after the input.
 inline constexpr int kLists = 3;
-std::string read(PyObject* const* args, const at::Tensor& input, Network& network);
+std::string read(PyObject* const* args, Network& network);
 
 // An activation of torch.nn, as its modules tell it.
 struct KnownActivation {
@@ -73,6 +74,6 @@ bool is_empty_dict(PyObject* object);
 // The operands of a Sequential (nested or not) of linear layers, activations, dropout and residual
 // blocks of these, recognised anew in each call at a sixth of what the same takes in Python. False
 // for any other, which runs plain; read_modules() of _network.py, which reads as much, says why.
-bool recognise(PyObject* modules, const at::Tensor& input, Network& network);
+bool recognise(PyObject* modules, Network& network);
 
 }  // namespace fastmlp

@@ -152,19 +152,24 @@ class StepObjects {
   PyObject* defaults() const { return item(optimizer_state_.ptr(), keys().defaults, "optimizer"); }
   PyObject* states() const { return item(optimizer_state_.ptr(), keys().state, "optimizer"); }
 
-  // The network beside the input; false where the modules are none, of which Python's reader knows
-  // why.
+  // The network; false where the modules are none, of which Python's reader knows why.
+  bool read_network(Network& network) const {
+    PyObject* const modules = item(model_state_.ptr(), keys().modules, "model");
+    if (!PyDict_Check(modules)) throw py::type_error("expected the model's modules");
+    const bool found = recognise(modules, network);
+    if (!found && PyErr_Occurred()) throw py::error_already_set();
+    return found;
+  }
+
+  // … beside the input.
   bool read_network(PyObject* input_object, const at::Tensor*& input, Network& network) const {
     if (const char* reason = mode_in_the_way()) refuse(std::string("cannot run while ") + reason);
     if (const char* reason = operand_in_the_way(input_object, input))
       refuse(std::string("the input is ") + reason);
     if (input->dim() == 0) refuse("the input has no dimensions");
     without_gradient(input_object, "input");
-    PyObject* const modules = item(model_state_.ptr(), keys().modules, "model");
-    if (!PyDict_Check(modules)) throw py::type_error("expected the model's modules");
-    const bool found = recognise(modules, *input, network);
-    if (!found && PyErr_Occurred()) throw py::error_already_set();
-    return found;
+    network.dtype = input->scalar_type();
+    return read_network(network);
   }
 
   // What torch.optim's schedulers look for, and the last step's right predictions; -1: None.
@@ -204,13 +209,15 @@ class StepObjects {
 
 class Optimizer {
  public:
-  Optimizer(const StepObjects& step, const Network& network)
+  // runs: whether a step follows; accumulators of gradients, and their hooks, come and go.
+  Optimizer(const StepObjects& step, const Network& network, bool runs = true)
       : kind_(step.optimizer_kind),
         info_(optimizers()[kind_]),
         keys_(keys().optimizers[kind_]),
         defaults_(step.defaults()),
         state_(step.states()),
-        network_(network) {
+        network_(network),
+        runs_(runs) {
     PyObject* groups = step.groups();
     if (!PyList_Check(groups) || !PyDict_Check(state_))
       throw py::type_error("expected the optimizer's param_groups and state");
@@ -268,12 +275,15 @@ class Optimizer {
     }
   }
 
+  // dicts: a module's for the model and for the loss, then the optimizer's.
   static void check_hooks(PyObject* dicts) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); ++i) {
-      if (!is_empty_dict(PyTuple_GET_ITEM(dicts, i)))
-        refuse(
-            "the model, the loss or the optimizer has a hook. Remove it, or use the model's own "
-            "forward and backward");
+      if (is_empty_dict(PyTuple_GET_ITEM(dicts, i))) continue;
+      const auto of_a_module = static_cast<Py_ssize_t>(known().hooks.size());
+      refuse(std::string(i < of_a_module       ? "the model has a hook"
+                         : i < 2 * of_a_module ? "the loss has a hook"
+                                               : "the optimizer has a step hook") +
+             ". Remove it, or use the model's own forward and backward");
     }
   }
 
@@ -359,21 +369,22 @@ class Optimizer {
     return false;
   }
 
-  int operand(const at::Tensor& parameter) const {
+  int operand(PyObject* object, const at::Tensor& parameter) const {
     for (size_t i = 0; i < network_.operands.size(); ++i) {
       if (network_.operands[i].is_same(parameter)) return static_cast<int>(i);
     }
-    refuse(
-        "the optimizer holds a parameter that is not the model's (any more). Was a layer replaced, "
-        "or the model moved? Make the optimizer and the TrainStep anew");
+    const std::string shape = py::str(py::tuple(py::handle(object).attr("shape")));
+    refuse("the optimizer holds a parameter of shape " + shape +
+           " that is not the model's (any more). Was a layer replaced, or the model moved? Make "
+           "the optimizer of model.parameters(), and the TrainStep anew");
   }
 
   void read(PyObject* object, const Update& update, bool fused) {
     if (!THPVariable_Check(object)) throw py::type_error("expected a parameter");
     const at::Tensor& parameter = THPVariable_Unpack(object);
-    const int place = operand(parameter);
+    const int place = operand(object, parameter);
     if (!parameter.requires_grad()) return;  // frozen: torch.optim passes it over
-    if (has_accumulator_hook(parameter))
+    if (runs_ && has_accumulator_hook(parameter))
       refuse(
           "a hook waits for the gradient of a parameter, as those of DistributedDataParallel do, "
           "and would never run: replicas would drift apart. Use the model's own forward and "
@@ -464,6 +475,7 @@ class Optimizer {
   const Keys::Of& keys_;
   PyObject *const defaults_, *const state_;
   const Network& network_;
+  const bool runs_;
   Py_ssize_t place_ = 0;  // in the state, after the last parameter asked for
   std::vector<ParameterUpdate> updates_;
   std::vector<Pending> pending_;
@@ -502,18 +514,15 @@ LossArguments read_loss(int kind, PyObject* module) {
   return loss;
 }
 
-// run(done) without the interpreter's lock; `done` counts the finished steps even where one throws.
+// run(done), where `done` counts the finished steps even where one throws.
 template <typename Run>
-void run_steps(Optimizer& optimizer, const Arguments& arguments, int64_t batches, const Run& run) {
+void run_steps(Optimizer& optimizer, const Run& run) {
   int64_t done = 0;
   std::exception_ptr failure;
-  {
-    const LockReleased released(arguments, batches);
-    try {
-      run(done);
-    } catch (...) {
-      failure = std::current_exception();
-    }
+  try {
+    run(done);
+  } catch (...) {
+    failure = std::current_exception();
   }
   optimizer.finish(done);
   if (failure) std::rethrow_exception(failure);
@@ -540,7 +549,8 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Optimizer optimizer(step, network);
   StepResult result;
   const Arguments arguments = network.arguments(*input);
-  run_steps(optimizer, arguments, 1, [&](int64_t& done) {
+  run_steps(optimizer, [&](int64_t& done) {
+    const LockReleased released(arguments);
     result = train_step(arguments, target, loss, optimizer.updates(), step.max_grad_norm);
     done = 1;
   });
@@ -571,7 +581,8 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
   const at::Tensor correct = at::empty({batches.count()}, at::kLong);
   const Arguments arguments = network.arguments(*buffer);
-  run_steps(optimizer, arguments, batches.count(), [&](int64_t& done) {
+  run_steps(optimizer, [&](int64_t& done) {
+    const LockReleased released(arguments, batches.count());
     train_steps(arguments, batches, loss, optimizer.updates(), step.max_grad_norm,
                 losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
   });
@@ -580,14 +591,21 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-void check_loss(int kind, const py::handle& module) {
-  const at::NoGradGuard no_gradients;  // whether its tensors want any is asked in each step
-  const LossArguments arguments = read_loss(kind, module.ptr());
-  Loss loss;
-  std::copy_n(arguments.options, kMostLossOptions, loss.options);
-  const auto fault = losses()[kind].fault;
-  const std::string found = fault ? fault(loss) : std::string();
-  if (!found.empty()) throw py::value_error("fastmlp.TrainStep: " + found);
+PyObject* check_train_step(PyObject*, PyObject* object) {
+  HANDLE_TH_ERRORS
+  const StepObjects step(object);
+  Network network;
+  if (!step.read_network(network)) Py_RETURN_FALSE;
+  {
+    const at::NoGradGuard no_gradients;  // whether its tensors want any is asked in each step
+    check_loss(read_loss(step.loss_kind, step.loss));
+  }
+  Optimizer optimizer(step, network, false);
+  run_steps(optimizer, [&](int64_t&) {
+    check_parameters({network.operands.data(), network.operands.size()}, optimizer.updates());
+  });
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
 }
 
 void know_training(const py::list& loss_classes, const py::list& optimizer_classes) {

@@ -12,8 +12,9 @@ PyObject* train_step(PyObject* module, PyObject* const* args, Py_ssize_t count);
 // of each batch, float64 and int64 tensors, or None likewise.
 PyObject* train_steps(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
-// Throws what a step would of this loss module.
-void check_loss(int kind, const pybind11::handle& module);
+// check_train_step(step) -> True, or False where train_step would return None. Raises what it would
+// of the model, the loss and the optimizer, but that gradients are wanted or waited for.
+PyObject* check_train_step(PyObject* module, PyObject* step);
 
 // The classes of losses and optimizers, in the order of the extension's lists.
 void know_training(const pybind11::list& loss_classes, const pybind11::list& optimizer_classes);

@@ -64,18 +64,22 @@ int kind_for(const LossArguments& loss, const at::Tensor& target) {
 }
 
 // What does not depend on the batch.
-Loss begin_loss(const LossArguments& arguments, const at::Tensor& target) {
+Loss begin_loss(const LossArguments& arguments, int kind) {
   Loss loss;
-  loss.kind = kind_for(arguments, target);
+  loss.kind = kind;
   loss.reduction = arguments.reduction;
   loss.ignore_index = arguments.ignore_index;
   std::copy_n(arguments.options, kMostLossOptions, loss.options);
   const LossInfo& info = losses()[loss.kind];
   if (info.fault) {
     const std::string fault = info.fault(loss);
-    TORCH_CHECK(fault.empty(), fault);
+    TORCH_CHECK(fault.empty(), "fastmlp.TrainStep: ", fault);
   }
   return loss;
+}
+
+Loss begin_loss(const LossArguments& arguments, const at::Tensor& target) {
+  return begin_loss(arguments, kind_for(arguments, target));
 }
 
 // The tensors of the loss module for an output of these sizes.
@@ -138,19 +142,23 @@ void* state_of(const at::Tensor& state, const at::Tensor& parameter) {
   return state.mutable_data_ptr();
 }
 
-// All the memory that a step writes or keeps between its writes. The passes write a parameter while
-// others still read theirs.
-Spans parameter_memory(const Arguments& arguments, const std::vector<ParameterUpdate>& updates) {
+// All the memory that a step writes or keeps between its writes. Parameters are written in place,
+// while the passes still read others.
+Spans parameter_memory(at::TensorList operands, const std::vector<ParameterUpdate>& updates) {
   Spans spans;
-  c10::SmallVector<bool, 32> trained(arguments.operands.size(), false);
+  c10::SmallVector<bool, 32> trained(operands.size(), false);
   for (const ParameterUpdate& one : updates) {
+    const at::Tensor& parameter = operands[one.operand];
+    TORCH_CHECK(parameter.is_contiguous(),
+                "fastmlp.TrainStep: expected contiguous parameters, got one of shape ",
+                parameter.sizes(), " and strides ", parameter.strides());
     trained[one.operand] = true;
-    spans.add(arguments.operands[one.operand], true);
+    spans.add(parameter, true);
     for (const at::Tensor& state : one.states) spans.add(state, true);
     for (const at::Tensor& scalar : one.scalars) spans.add(scalar, true);
   }
-  for (size_t i = 0; i < arguments.operands.size(); ++i) {
-    if (!trained[i]) spans.add(arguments.operands[i], false);
+  for (size_t i = 0; i < operands.size(); ++i) {
+    if (!trained[i]) spans.add(operands[i], false);
   }
   TORCH_CHECK(spans.are_apart(),
               "fastmlp.TrainStep: layers share a parameter, or two of the parameters and of the "
@@ -180,9 +188,6 @@ class Training {
       step.network.layers[l].noise = program.layers[l].dropout > 0;
     for (ParameterUpdate& one : updates) {
       const at::Tensor& parameter = arguments.operands[one.operand];
-      TORCH_CHECK(parameter.is_contiguous(),
-                  "fastmlp.TrainStep: expected contiguous parameters, got one of shape ",
-                  parameter.sizes(), " and strides ", parameter.strides());
       Update update = one.update;
       update.elements = parameter.numel();
       update.parameter = parameter.mutable_data_ptr();
@@ -372,11 +377,17 @@ class Feed {
 
 }  // namespace
 
+void check_loss(const LossArguments& loss) { begin_loss(loss, loss.kind); }
+
+void check_parameters(at::TensorList operands, const std::vector<ParameterUpdate>& updates) {
+  parameter_memory(operands, updates);
+}
+
 StepResult train_step(const Arguments& arguments, const at::Tensor& target,
                       const LossArguments& loss_arguments, std::vector<ParameterUpdate>& updates,
                       double max_grad_norm) {
   check_undrawn(arguments);
-  const Spans memory = parameter_memory(arguments, updates);
+  const Spans memory = parameter_memory(arguments.operands, updates);
   // The loss's operands have been read when the first parameter is written; the input is read till
   // the last.
   const at::Tensor input =
@@ -432,7 +443,7 @@ void train_steps(const Arguments& arguments, const Batches& given, const LossArg
   for (int64_t i = 0; i < batches.order.numel(); ++i)
     TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
   check_undrawn(arguments);
-  const Spans memory = parameter_memory(arguments, updates);
+  const Spans memory = parameter_memory(arguments.operands, updates);
   const auto is_apart = [&](const std::optional<at::Tensor>& tensor) {
     return !tensor || !memory.meets(*tensor);
   };

@@ -30,6 +30,10 @@ struct StepResult {
   int64_t correct = -1;  // … where the target is no class
 };
 
+// Each throws what a step would, whatever its batch.
+void check_loss(const LossArguments& loss);
+void check_parameters(at::TensorList operands, const std::vector<ParameterUpdate>& updates);
+
 // Modifies the parameters and their optimizer's state in place and counts up their versions; the
 // scalars, in `updates` alone. Throws before it has modified anything, also where two of these
 // share memory. Any other operand may: the numbers are those of before the step. Dropout is drawn.

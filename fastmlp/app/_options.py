@@ -1,4 +1,4 @@
-"""What `fastmlp train` is asked to do; apart from fastmlp.train so that --help needs no torch."""
+"""What `fastmlp train` is asked to do; apart from train.py, which --help need not import."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from abc import ABC, abstractmethod
 from array import array
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastmlp import FusedMLP, TrainStep
+from fastmlp._epochs import Scores
+from fastmlp._fit import TableSteps, as_table
+from fastmlp._progress import Score
+from fastmlp.data import ImageDataset, collate
 
-from ._fit import as_table
 from ._options import PLAIN, STEP
-from ._progress import Tally
-from .data import ImageDataset, collate
 
 _TEST_BATCH = 1000
 
@@ -105,8 +105,7 @@ class Trainee(ABC):
         self.criterion = nn.CrossEntropyLoss()
         self.optimizer = torch.optim.SGD(model.parameters(), lr=task.lr)
         self.test_loader = self.loader(task.test_data, batch_size=_TEST_BATCH)
-        self.window = Tally()  # since the last line
-        self.epoch = Tally()
+        self.scores = Scores(task.sampler.batch_size)  # the window: since the last line
         self.curve: list[tuple[float, float, float]] = []  # epochs, loss, error in %: the lines
         self.test_errors: list[float] = []  # in %, one an epoch
         self.loss_difference = 0.0  # greatest so far from the plain network's, of one batch
@@ -128,11 +127,6 @@ class Trainee(ABC):
     def learn(self, batches: int) -> list[float]:
         """Trains on the next batches and returns the loss of each."""
 
-    def count(self, losses: list[float], correct: list[int], rows: int) -> None:
-        """Adds batches that have `rows` rows in all."""
-        for tally in (self.window, self.epoch):
-            tally.add(losses, correct, rows, self.task.sampler.batch_size)
-
     def test(self) -> None:
         """Adds the present test error to test_errors."""
         wrong = 0
@@ -148,8 +142,8 @@ class Trainee(ABC):
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "window": dataclasses.astuple(self.window),
-            "tally": dataclasses.astuple(self.epoch),
+            "window": _sums(self.scores.window),
+            "tally": _sums(self.scores.epoch),
             "curve": self.curve,
             "test_errors": self.test_errors,
             "loss_difference": self.loss_difference,
@@ -161,7 +155,7 @@ class Trainee(ABC):
         The optimizer is left: SGD has its options alone, and these are the same.
         """
         self.model.load_state_dict(state["model"])
-        self.window, self.epoch = Tally(*state["window"]), Tally(*state["tally"])
+        self.scores.window, self.scores.epoch = Score(*state["window"]), Score(*state["tally"])
         self.curve, self.test_errors = state["curve"], state["test_errors"]
         # Before there were three loops, only the first network's state had it.
         self.loss_difference = state.get("loss_difference", 0.0)
@@ -198,7 +192,7 @@ class LoopTrainee(Trainee):
             rows += len(labels)
             self.step_seconds.append(stepped - fetched)
             self.whole_seconds.append(perf_counter() - start)
-        self.count(losses, correct, rows)
+        self.scores.count(losses, correct, rows)
         return losses
 
 
@@ -207,26 +201,28 @@ class StepTrainee(Trainee):
 
     def __init__(self, name: str, model: nn.Sequential, task: Task) -> None:
         super().__init__(name, model, task)
-        self.step = TrainStep(model, self.criterion, self.optimizer)
-        self.table = as_table(task.data, None)
-        rows, features = self.table.inputs.shape
-        self.buffer = torch.empty(min(task.sampler.batch_size, rows), features)
+        table = as_table(task.data, None)
+        rows, features = table.inputs.shape
+        buffer = torch.empty(min(task.sampler.batch_size, rows), features)
+        self.steps = TableSteps(TrainStep(model, self.criterion, self.optimizer), table, buffer)
 
     def start(self) -> None:
         sampler = self.task.sampler
-        self.order = sampler.order()[sampler.first * sampler.batch_size :]
+        self.steps.start(sampler.order()[sampler.first * sampler.batch_size :])
 
     def learn(self, batches: int) -> list[float]:
         start = perf_counter()
-        rows, self.order = self.order.tensor_split((batches * len(self.buffer),))
-        losses, correct = (
-            each.tolist() for each in self.step._steps(self.buffer, self.table, rows)
-        )
-        self.count(losses, correct, len(rows))
+        losses, correct, rows = self.steps.learn(batches)
+        self.scores.count(losses, correct, len(rows))
         seconds = array("d", [(perf_counter() - start) / batches]) * batches
         self.step_seconds += seconds
         self.whole_seconds += seconds
         return losses
+
+
+def _sums(score: Score) -> tuple[float, int, int]:
+    """What a checkpoint keeps; no class is ignored here."""
+    return score.losses, score.wrong, score.rows
 
 
 def make_trainee(name: str, model: FusedMLP, task: Task) -> Trainee:
