@@ -991,3 +991,21 @@ def test_rivals_run(tmp_path: Path) -> None:
     assert sum("eager" in line for line in verdicts) == 6
     if importlib.util.find_spec("jax") is None:
         assert "skipped jax-scan-8, sgd of micro-8: No module named 'jax'" in printed
+
+
+@pytest.mark.sweep
+def test_compare_takes_a_folder(tmp_path: Path) -> None:
+    package = Path(fastmlp.__file__).parent
+    done = run("compare.py", str(package.parent), "--quick", "--shapes", "tiny-1", status=1)
+    assert f"compare: both builds are {package}" in done.stderr
+    (tmp_path / "fastmlp").mkdir()
+    done = run("compare.py", str(tmp_path), "--quick", status=1)
+    assert "no fastmlp that is built" in done.stderr
+    (tmp_path / "fastmlp").rmdir()
+    (tmp_path / "fastmlp").symlink_to(package)
+    tasks = ["forward", "sgd", "fit-adam"]
+    options = ["--quick", "--shapes", "tiny-1", "--threads", "1", "--tasks", ",".join(tasks)]
+    printed = run("compare.py", str(tmp_path), *options, status=None).stdout
+    rows = [line.split()[1] for line in printed.splitlines() if line.startswith("tiny-1")]
+    assert rows == tasks
+    assert "3 rows, the least ratio " in printed
