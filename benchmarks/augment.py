@@ -125,7 +125,7 @@ def main() -> int:
     size = problem.shape.batch
     batches = max(1, (min(options.images, 600) if options.quick else options.images) // size)
     training = fit.contestant(TRAINING, batches, problem, options.threads)
-    images = fit.share(problem, batches).images
+    images = fit.images_only(fit.share(problem, batches)).images
     few = images[: max(1, len(images) // 20)]  # what scipy takes seconds for is left out
     print(f"{len(images)} images, {inputs.note(problem.shape, options.data_dir)}")
     print(COLUMNS, flush=True)

@@ -2,15 +2,18 @@
 
 Each gets what suits it best. JAX: its own weight layout, one compiled function, synchronous calls.
 ONNX Runtime: constant weights, which it may pack beforehand, and workers that spin.
+
+Names with the same first word, like "compile" and "compile-cpp", are variants of one contestant:
+the fastest of them counts.
 """
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,10 +27,16 @@ from torch import Tensor, nn
 # (out,). A step has no "y", and weight and bias after the update in the place of their gradients.
 Results = dict[str, np.ndarray[Any, Any]]
 LEARNING_RATE = 0.01
+RATES = {"sgd": 0.01, "adam": 0.001}  # of the steps whose task is an optimizer
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's defaults
 
 
 class Unsupported(Exception):
     """This contestant cannot do this task."""
+
+
+class NotAsNamed(Exception):
+    """This contestant does not do what its name says, whatever it computes."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +175,48 @@ def fastmlp_network(problem: Problem) -> nn.Module:
     return model
 
 
-def compiled_network(problem: Problem) -> nn.Module:
-    torch._dynamo.reset()  # a compile per shape, none made dynamic by its predecessors
+def compiled(function: Callable[..., Any], cpp: bool = False, **options: Any) -> Callable[..., Any]:
+    """``torch.compile(function)``; ``cpp``: its kernels called from C++ instead of Python.
+
+    Raises:
+        Unsupported: there is no compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise Unsupported("no C++ compiler") from None
+    wrapper: Any = {"cpp_wrapper": True} if cpp else None
+    result: Callable[..., Any] = torch.compile(function, options=wrapper, **options)
+    return result
+
+
+def of_one_graph(contestant: Contestant) -> Contestant:
+    """The same; its results raise NotAsNamed unless the compiler made one graph of everything."""
+
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.utils import counters
+
+    def results() -> Results:
+        counters.clear()
+        try:
+            found = contestant.results()
+        except TorchDynamoException as error:
+            raise NotAsNamed(f"not compiled: {str(error).splitlines()[0]}") from error
+        graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"].total()
+        if graphs != 1 or breaks:
+            raise NotAsNamed(f"{graphs} graphs compiled, with {breaks} breaks, expected one")
+        return found
+
+    return replace(contestant, results=results)
+
+
+def compiled_network(problem: Problem, cpp: bool = False) -> nn.Module:
     # Not by Module.compile: Dynamo skips Sequential's own forward, and would compile nothing.
-    model: nn.Module = torch.compile(problem.network())  # type: ignore[assignment]
+    model = compiled(problem.network(), cpp)
+    assert isinstance(model, nn.Module)
     return model
 
 
@@ -181,50 +228,48 @@ def fastmlp(problem: Problem, threads: int) -> Contestant:
     return _torch_contestant("fastmlp", fastmlp_network(problem), problem)
 
 
-def compiled(problem: Problem, threads: int) -> Contestant:
-    return _torch_contestant("compile", compiled_network(problem), problem)
+def compile(problem: Problem, threads: int, cpp: bool = False) -> Contestant:
+    model = compiled_network(problem, cpp)
+    return of_one_graph(_torch_contestant("compile-cpp" if cpp else "compile", model, problem))
+
+
+def static(problem: Problem, threads: int) -> Contestant:
+    if problem.task != "forward":
+        raise Unsupported("forward only")
+    import static_c
+
+    library, x = static_c.library(problem), problem.x.data_ptr()
+    y = (problem.shape.batch, problem.shape.sizes[-1])
+
+    def results() -> Results:
+        return {"y": static_c.view(library.forward(x), y).copy()}
+
+    return Contestant("c", partial(library.forward, x), results)
 
 
 def jax(problem: Problem, threads: int) -> Contestant:
     if problem.shape.dropout and problem.task != "forward":
         raise Unsupported("no dropout")
-    # Read once, when JAX starts: the size of its thread pool, and no other device.
-    os.environ["NPROC"] = str(threads)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import jax
-    import jax.numpy as jnp
+    import with_jax
 
-    # Dispatched to another thread, a call that is waited for at once takes up to four times longer.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    x, grad, labels = (jnp.asarray(t.numpy()) for t in (problem.x, problem.grad, problem.labels))
-    # Weights are (in, out) here.
-    params = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.parameters()]
-
-    def network(params: Any, x: Any) -> Any:
-        for (w, b), skip in zip(params[:-1], problem.shape.skips, strict=False):
-            y = jax.nn.relu(x @ w + b)
-            x = x + y if skip else y
-        w, b = params[-1]
-        return x @ w + b
+    jax = with_jax.started(threads)
+    x, grad, labels = (
+        jax.numpy.asarray(t.numpy()) for t in (problem.x, problem.grad, problem.labels)
+    )
+    network, params = with_jax.network(problem), with_jax.parameters(problem)
 
     def forward_backward(params: Any, x: Any, grad: Any) -> Any:
         y, backward = jax.vjp(lambda p: network(p, x), params)
         return y, backward(grad)[0]
 
-    def mean_loss(params: Any, x: Any, labels: Any) -> Any:
-        return -jax.nn.log_softmax(network(params, x))[jnp.arange(len(labels)), labels].mean()
-
-    def step(params: Any, x: Any, labels: Any) -> Any:
-        value, grads = jax.value_and_grad(mean_loss)(params, x, labels)
-        return value, jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
-
     if problem.task == "step":
+        state, step = with_jax.training(problem, "sgd", LEARNING_RATE)
         jitted_step = jax.jit(step, donate_argnums=0)
 
         def run() -> Any:
-            nonlocal params
-            value, params = jax.block_until_ready(jitted_step(params, x, labels))
-            return value, params
+            nonlocal state
+            value, state = jax.block_until_ready(jitted_step(state, x, labels))
+            return value, state[0]
     else:
         function = jax.jit(network if problem.task == "forward" else forward_backward)
         args = (params, x) if problem.task == "forward" else (params, x, grad)
@@ -236,8 +281,8 @@ def jax(problem: Problem, threads: int) -> Contestant:
         out = run()
         if problem.task == "forward":
             return {"y": np.array(out)}
-        arrays = [np.array(a).T for layer in out[1] for a in layer]
-        return named(arrays) if problem.task == "step" else {"y": np.array(out[0])} | named(arrays)
+        found = named(with_jax.arrays(out[1]))
+        return found if problem.task == "step" else {"y": np.array(out[0])} | found
 
     return Contestant("jax", run, results)
 
@@ -286,9 +331,11 @@ Make = Callable[[Problem, int], Contestant]  # from a problem and a number of th
 PEERS: dict[str, Make] = {
     "fastmlp": fastmlp,
     "eager": eager,
-    "compile": compiled,
+    "compile": compile,
+    "compile-cpp": partial(compile, cpp=True),
     "jax": jax,
     "onnxruntime": onnxruntime,
+    "c": static,
 }
 
 
@@ -296,6 +343,8 @@ def contestants(
     names: list[str], known: Mapping[str, Make], problem: Problem, threads: int
 ) -> Iterator[Contestant]:
     """Those of ``names``, all ``known``, that can run here; a line tells why another cannot."""
+    if "torch._dynamo" in sys.modules:  # a compile per problem, none made dynamic by another's
+        torch._dynamo.reset()
     for name in names:
         try:
             yield known[name](problem, threads)

@@ -38,7 +38,7 @@ class Row:
 def columns(base: str) -> str:
     """What stands above the lines of rows with this base."""
     return (
-        f"{'shape':<15} {'network':<19} {'task':<16} {'contestant':<11} {'median µs':>10} "
+        f"{'shape':<15} {'network':<19} {'task':<16} {'contestant':<16} {'median µs':>10} "
         f"{'p10–p90':>19} {f'× {base}':>12} {'p10–p90':>11} {'GFLOP/s':>8} {'of peak':>7} "
         f"{'rounds':>6}"
     )
@@ -56,9 +56,11 @@ def line(row: Row) -> str:
     low, median, high = (f"{s * 1e6:.{digits}f}" for s in row.seconds)
     ratio = f"{row.ratio.median:.2f}" if row.ratio else "–"
     ratios = f"{row.ratio.low:.2f}–{row.ratio.high:.2f}" if row.ratio else "–"
+    if row.contestant == row.base:  # which of its variants counts
+        ratios = "base"
     peak = "–" if math.isnan(row.peak_gflops) else f"{row.gflops / row.peak_gflops:.0%}"
     return (
-        f"{row.shape.name:<15} {network_label(row.shape):<19} {row.task:<16} {row.contestant:<11} "
+        f"{row.shape.name:<15} {network_label(row.shape):<19} {row.task:<16} {row.contestant:<16} "
         f"{median:>10} {f'{low}–{high}':>19} {ratio:>12} {ratios:>11} {row.gflops:8.1f} "
         f"{peak:>7} {row.rounds:6}"
     )

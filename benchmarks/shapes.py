@@ -74,6 +74,7 @@ SHAPES = (
     Shape("named", "small-32", (64, 256, 256, 8), 32),
     Shape("named", "tiny-1", (64, 64, 64, 4), 1),
     Shape("named", "large-1024", (1024,) * 5, 1024),
+    Shape("small", "micro-8", (4, 32, 16, 2), 8),
     # torch takes several times as long at width 46 as at 45 (pytorch#144633); time should follow
     # work.
     *(Shape("width", f"width-{n}", (784, n, 10), 128) for n in (45, 46)),

@@ -111,12 +111,23 @@ def undecided(row: Row) -> bool:
     return mine and row.ratio is not None and row.ratio.low <= 1 <= row.ratio.high
 
 
+def family(name: str) -> str:
+    """The contestant that this is a variant of, by the first word of its name."""
+    return name.partition("-")[0]
+
+
+def fastest(times: Mapping[str, Spread], of: str) -> str | None:
+    """The fastest by its median of this contestant and its variants; None: none takes part."""
+    variants = [name for name in times if f"{name}-".startswith(f"{of}-")]
+    return min(variants, key=lambda name: times[name].median, default=None)
+
+
 class Suite:
     """Measures shapes one after another.
 
     Attributes:
         known: the contestants there are, by name.
-        base: whom all are compared with.
+        base: whom all are compared with, or rather with the fastest of its variants.
         rows: all that was measured.
         refused: a line for each contestant that computed something wrong and so was not timed.
     """
@@ -143,7 +154,10 @@ class Suite:
         threads = self.options.threads
         for contestant in peers.contestants(self.peers, self.known, problem, threads):
             with torch.set_grad_enabled(problem.task != "forward"):
-                wrong = self.fault(problem, contestant.results())
+                try:
+                    wrong = self.fault(problem, contestant.results())
+                except peers.NotAsNamed as error:
+                    wrong = str(error)
             if wrong is None:
                 admitted.append(contestant)
             else:
@@ -160,14 +174,13 @@ class Suite:
         times = measure({c.name: c.run for c in contestants}, effort, grad=task != "forward")
         samples = {c.name: [s / c.repeats for s in times[c.name]] for c in contestants}
         peak = max(before, fma_peak(self.options.threads))
-        base, input = samples.get(self.base), inputs.note(shape, problem.data_dir)
-        rows = []
+        spreads = {name: Spread.of(mine) for name, mine in samples.items()}
+        base = fastest(spreads, self.base) or self.base
+        input, rows = inputs.note(shape, problem.data_dir), []
         for name, mine in samples.items():
-            ratio = speedup(base, mine) if base else None
+            ratio = speedup(samples[base], mine) if base in samples else None
             rounds = len(mine)
-            rows.append(
-                Row(shape, task, name, Spread.of(mine), ratio, peak, rounds, self.base, input)
-            )
+            rows.append(Row(shape, task, name, spreads[name], ratio, peak, rounds, base, input))
         for row in rows:
             print(report.line(row), flush=True)
         return rows

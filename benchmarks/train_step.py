@@ -1,27 +1,26 @@
 """How fast is a whole step of training in one call, against loops that put it together?
 
 ``TrainStep`` beside the same loop with eager's network, with fastmlp's and with torch.compile's,
-torch's own loss and optimizer in all three, and beside JAX with the whole step in one compiled
-function. CrossEntropyLoss; tasks are the optimizers. Each step takes a new batch from a pool, with
-labels that contradict each other in the long run: nothing can be learned by heart, so losses and
-gradients stay the size they are in training, and do not shrink to subnormal numbers.
+torch's own loss and optimizer in all three, and beside the whole step in one function compiled by
+torch.compile, JAX or a C compiler. CrossEntropyLoss; tasks are the optimizers. Each step takes a
+new batch from a pool, with labels that contradict each other in the long run: nothing can be
+learned by heart, so losses and gradients stay the size they are in training, and do not shrink to
+subnormal numbers.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import peers
 import report
 import torch
 from check import Trained
-from peers import Contestant, Problem, Results
+from peers import BETAS, EPS, RATES, Contestant, Problem, Results
 from shapes import select
 from suite import Suite, network_options
 from torch import Tensor, nn
@@ -34,12 +33,10 @@ POOL, POOL_BYTES = 64, 2**26  # inputs, as many as there is room for
 LABELS = POOL + 3  # no multiple of a pool's size: every input comes with every label in turn
 STEPS = 3  # that a contestant has to get right
 
-RATES = {"sgd": 0.01, "adam": 0.001}
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
 }
-BETAS, EPS = (0.9, 0.999), 1e-8  # torch.optim.Adam's defaults
 
 
 @lru_cache(maxsize=1)
@@ -90,13 +87,13 @@ def parameters_of(model: nn.Module) -> Results:
     return peers.named([p.detach().numpy().copy() for p in model.parameters()])
 
 
-def optimizer_of(model: nn.Module, task: str) -> torch.optim.Optimizer:
-    return OPTIMIZERS[task](model.parameters(), lr=RATES[task])
+def optimizer_of(model: nn.Module, task: str, **options: Any) -> torch.optim.Optimizer:
+    return OPTIMIZERS[task](model.parameters(), lr=RATES[task], **options)
 
 
-def loop(model: nn.Module, task: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The step of a loop as anybody writes it."""
-    loss, optimizer = nn.CrossEntropyLoss(), optimizer_of(model, task)
+def loop(model: nn.Module, task: str, fused: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """The step of a loop as anybody writes it; ``fused``: with torch's fused optimizer."""
+    loss, optimizer = nn.CrossEntropyLoss(), optimizer_of(model, task, fused=fused)
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()
@@ -121,12 +118,68 @@ def eager(problem: Problem, threads: int) -> Contestant:
     return _by_torch("eager", peers.eager_network(problem), problem)
 
 
+def eager_fused(problem: Problem, threads: int) -> Contestant:
+    model = peers.eager_network(problem)
+    return _by_torch("eager-fused", model, problem, partial(loop, fused=True))
+
+
 def fastmlp(problem: Problem, threads: int) -> Contestant:
     return _by_torch("fastmlp", peers.fastmlp_network(problem), problem)
 
 
-def compiled(problem: Problem, threads: int) -> Contestant:
-    return _by_torch("compile", peers.compiled_network(problem), problem)
+def compile(problem: Problem, threads: int) -> Contestant:
+    return peers.of_one_graph(_by_torch("compile", peers.compiled_network(problem), problem))
+
+
+def compiled_step(problem: Problem, model: nn.Module, cpp: bool) -> Callable[[Tensor, Tensor], Any]:
+    """The step of :func:`loop` as one compiled function: its backward and its update as well.
+
+    ``backward`` and ``Optimizer.step`` break a graph; ``torch.func`` and the functions that the
+    optimizers themselves call do not.
+    """
+    from torch.optim.adam import adam
+    from torch.optim.sgd import sgd
+
+    if problem.shape.dropout:
+        raise peers.Unsupported("no dropout")
+    loss, lr = nn.CrossEntropyLoss(), RATES[problem.task]
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    means, squares = ([torch.zeros_like(p) for p in parameters.values()] for _ in range(2))
+    counts = [torch.zeros(()) for _ in parameters]
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        def mean_loss(parameters: dict[str, Tensor]) -> Tensor:
+            value: Tensor = loss(torch.func.functional_call(model, parameters, (x,)), y)
+            return value
+
+        gradients: dict[str, Tensor]
+        value: Tensor
+        gradients, value = torch.func.grad_and_value(mean_loss)(parameters)
+        values, slopes = [*parameters.values()], [gradients[name] for name in parameters]
+        if problem.task == "sgd":
+            # foreach: one tensor after the other, torch 2.13 compiles it to wrong numbers.
+            sgd(
+                values, slopes, [None] * len(values), foreach=True, lr=lr, momentum=0, dampening=0,
+                weight_decay=0, nesterov=False, maximize=False,
+            )  # fmt: skip
+        else:
+            # Not foreach, which torch 2.13 cannot compile.
+            adam(
+                values, slopes, means, squares, [], counts, foreach=False, lr=lr, beta1=BETAS[0],
+                beta2=BETAS[1], eps=EPS, weight_decay=0, amsgrad=False, maximize=False,
+            )  # fmt: skip
+        return value
+
+    return peers.compiled(step, cpp, fullgraph=True)
+
+
+def compile_step(problem: Problem, threads: int, cpp: bool = False) -> Contestant:
+    model = peers.eager_network(problem)
+    step = compiled_step(problem, model, cpp)
+    name = "compile-step-cpp" if cpp else "compile-step"
+    return peers.of_one_graph(
+        contestant(name, step, batches(problem), partial(parameters_of, model))
+    )
 
 
 def whole(model: nn.Module, task: str) -> TrainStep:
@@ -144,68 +197,47 @@ def train_step(problem: Problem, threads: int) -> Contestant:
 def jax(problem: Problem, threads: int) -> Contestant:
     if problem.shape.dropout:
         raise peers.Unsupported("no dropout")
-    # Read once, when JAX starts: the size of its thread pool, and no other device.
-    os.environ["NPROC"] = str(threads)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import jax
-    import jax.numpy as jnp
+    import with_jax
 
-    # Dispatched to another thread, a call that is waited for at once takes up to four times longer.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    lr = RATES[problem.task]
-    # Weights are (in, out) here.
-    parameters = [(jnp.asarray(w.T), jnp.asarray(b)) for w, b in problem.parameters()]
-    zeros = jax.tree.map(jnp.zeros_like, parameters)
-
-    def mean_loss(parameters: Any, x: Any, y: Any) -> Any:
-        for (w, b), skip in zip(parameters[:-1], problem.shape.skips, strict=False):
-            h = jax.nn.relu(x @ w + b)
-            x = x + h if skip else h
-        w, b = parameters[-1]
-        return -jax.nn.log_softmax(x @ w + b)[jnp.arange(len(y)), y].mean()
-
-    def sgd(parameters: Any, gradients: Any, state: Any) -> Any:
-        return jax.tree.map(lambda p, g: p - lr * g, parameters, gradients), state
-
-    def adam(parameters: Any, gradients: Any, state: Any) -> Any:
-        count, mean, square = state
-        count = count + 1
-        mean = jax.tree.map(lambda m, g: m + (1 - BETAS[0]) * (g - m), mean, gradients)
-        square = jax.tree.map(lambda s, g: BETAS[1] * s + (1 - BETAS[1]) * g * g, square, gradients)
-        rate, root = lr / (1 - BETAS[0] ** count), jnp.sqrt(1 - BETAS[1] ** count)
-
-        def updated(p: Any, m: Any, s: Any) -> Any:
-            return p - rate * m / (jnp.sqrt(s) / root + EPS)
-
-        return jax.tree.map(updated, parameters, mean, square), (count, mean, square)
-
-    update = {"sgd": sgd, "adam": adam}[problem.task]
-    state = () if problem.task == "sgd" else (jnp.zeros(()), zeros, jax.tree.map(jnp.copy, zeros))
-
-    def train(parameters: Any, state: Any, x: Any, y: Any) -> Any:
-        value, gradients = jax.value_and_grad(mean_loss)(parameters, x, y)
-        return value, *update(parameters, gradients, state)
-
-    jitted = jax.jit(train, donate_argnums=(0, 1))
+    jax = with_jax.started(threads)
+    state, train = with_jax.training(problem, problem.task, RATES[problem.task])
+    jitted = jax.jit(train, donate_argnums=0)
 
     def step(x: Any, y: Any) -> Any:
-        nonlocal parameters, state
-        value, parameters, state = jax.block_until_ready(jitted(parameters, state, x, y))
+        nonlocal state
+        value, state = jax.block_until_ready(jitted(state, x, y))
         return value
 
-    def now() -> Results:
-        return peers.named([np.array(a).T for layer in parameters for a in layer])
+    inputs, labels = ([jax.numpy.asarray(t.numpy()) for t in side] for side in pool(problem))
+    return contestant(
+        "jax", step, zip(cycle(inputs), cycle(labels)),
+        lambda: peers.named(with_jax.arrays(state[0])),
+    )  # fmt: skip
 
-    inputs, labels = ([jnp.asarray(t.numpy()) for t in side] for side in pool(problem))
-    return contestant("jax", step, zip(cycle(inputs), cycle(labels)), now)
+
+def static(problem: Problem, threads: int) -> Contestant:
+    import static_c
+
+    library = static_c.library(problem)
+
+    def feed() -> Iterator[tuple[int, int]]:
+        tensors = pool(problem)  # must outlive their addresses
+        inputs, labels = ([t.data_ptr() for t in side] for side in tensors)
+        yield from zip(cycle(inputs), cycle(labels))
+
+    return contestant("c", library.step, feed(), library.parameters)
 
 
 CONTESTANTS: dict[str, peers.Make] = {
     "train_step": train_step,
     "fastmlp": fastmlp,
     "eager": eager,
+    "eager-fused": eager_fused,
     "jax": jax,
-    "compile": compiled,
+    "compile": compile,
+    "compile-step": compile_step,
+    "compile-step-cpp": partial(compile_step, cpp=True),
+    "c": static,
 }
 
 # The check ----------------------------------------------------------------------------------------
@@ -248,7 +280,13 @@ def cliffs(rows: list[report.Row]) -> Iterator[str]:
 
 
 def main() -> int:
-    contestants = ("train_step", "fastmlp", "eager", "jax")  # torch.compile compiles for minutes
+    contestants = (
+        "train_step",
+        "fastmlp",
+        "eager",
+        "eager-fused",
+        "jax",
+    )  # torch.compile compiles for minutes
     shapes = "lecture-50,small-32,tiny-1,large-1024,width,sparse,blocks"
     parser = network_options(__doc__, shapes, [*OPTIMIZERS], contestants, CONTESTANTS)
     suite = StepSuite(parser.parse_args())

@@ -40,7 +40,9 @@ import loader  # noqa: E402
 import memory  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
+import rivals  # noqa: E402
 import shapes  # noqa: E402
+import static_c  # noqa: E402
 import suite  # noqa: E402
 import train_step  # noqa: E402
 
@@ -102,13 +104,70 @@ def test_peers_compute_the_same(peer: str) -> None:
     assert [line.split()[3] for line in lines] == [peer] * (1 if peer == "onnxruntime" else 2)
 
 
+def compiler_or_skip() -> None:
+    try:
+        static_c.compiler()
+    except peers.Unsupported:
+        pytest.skip("no C compiler")
+
+
 @pytest.mark.sweep
 def test_compile_compiles() -> None:
-    torch._dynamo.utils.counters.clear()
     with torch.no_grad():
-        peers.compiled(peers.Problem(TINY, "forward"), 1).results()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        peers.compile(peers.Problem(TINY, "forward"), 1).results()  # else NotAsNamed
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x + 1, None),
+        (abs, "0 graphs compiled"),
+        (lambda x: (torch._dynamo.graph_break(), x + 1)[1], "breaks"),
+        (lambda x: (x + 1, torch._dynamo.graph_break(), x + 2)[2], "breaks"),
+    ],
+    ids=["one graph", "none", "a break before", "two"],
+)
+def test_who_compiles_not_everything_is_refused(
+    function: Callable[[torch.Tensor], torch.Tensor], message: str | None
+) -> None:
+    torch._dynamo.reset()
+    # What a name alone would do: nothing is compiled.
+    call = function if function is abs else torch.compile(function, backend="eager")
+    contestant = peers.of_one_graph(
+        peers.Contestant("compile", object, lambda: {"y": call(torch.zeros(2)).numpy()})
+    )
+    if message is None:
+        assert list(contestant.results()) == ["y"]
+    else:
+        with pytest.raises(peers.NotAsNamed, match=message):
+            contestant.results()
+    torch._dynamo.reset()
+
+
+def test_who_cannot_be_compiled_is_refused() -> None:
+    torch._dynamo.reset()
+    call = torch.compile(lambda: torch._dynamo.graph_break(), backend="eager", fullgraph=True)
+    with pytest.raises(peers.NotAsNamed, match="not compiled: "):
+        peers.of_one_graph(peers.Contestant("compile", object, lambda: call() or {})).results()
+    torch._dynamo.reset()
+
+
+def test_who_is_not_what_it_is_named_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def results() -> peers.Results:
+        raise peers.NotAsNamed("does something else")
+
+    def pretender(problem: peers.Problem, threads: int) -> peers.Contestant:
+        return peers.Contestant("pretender", pytest.fail, results)
+
+    monkeypatch.setitem(peers.PEERS, "pretender", pretender)
+    parser = suite.network_options("test", "tiny-1", ("forward",), ("eager", "pretender"))
+    measured = suite.Suite(parser.parse_args(["--quick"]))
+    assert measured.run() == 1
+    assert [row.contestant for row in measured.rows] == ["eager"]
+    assert "refused pretender, forward of tiny-1: does something else" in capsys.readouterr().err
 
 
 def test_a_missing_peer_is_skipped(
@@ -734,24 +793,44 @@ def test_fit_benchmark_runs(tmp_path: Path) -> None:
 
 @pytest.mark.sweep
 def test_fit_benchmark_refuses_what_it_cannot_train_on() -> None:
-    done = run("fit.py", "--quick", "--shapes", "small-32", status=2)
-    assert "fit.py: error: argument --shapes: small-32" in done.stderr
+    done = run("fit.py", "--quick", "--shapes", "dropout-100", "--peers", "fit")
+    assert "skipped fit, sgd of dropout-100: no dropout" in done.stdout
+    done = run("fit.py", "--quick", "--shapes", "tiny-1", "--peers", "lecture")
+    assert "skipped lecture, sgd of tiny-1: no images" in done.stdout
     done = run("fit.py", "--quick", "--batches", "0", status=2)
     assert "fit.py: error: argument --batches: 0" in done.stderr
 
 
-@pytest.mark.parametrize("name", fit.CONTESTANTS)
+def epoch_or_skip(name: str) -> None:
+    if name.startswith("jax"):
+        pytest.importorskip("jax")
+    if name == "c":
+        compiler_or_skip()
+
+
+# Compiling takes a minute.
+FIT_CONTESTANTS = [
+    pytest.param(name, marks=[pytest.mark.sweep] * name.startswith("compile"))
+    for name in fit.CONTESTANTS
+]
+
+
+@pytest.mark.parametrize("name", FIT_CONTESTANTS)
 def test_fit_benchmark_times_a_batch(name: str) -> None:
+    epoch_or_skip(name)
+    torch._dynamo.reset()
     one = fit.contestant(name, 3, EPOCH, 1)
     assert one.repeats == 3
     assert fit.expected(EPOCH, 3).fault(one.results()) is None
 
 
-@pytest.mark.parametrize("name", fit.CONTESTANTS)
+@pytest.mark.parametrize("name", FIT_CONTESTANTS)
 @pytest.mark.parametrize("wrong", ["order", "rate", "transform"])
 def test_fit_benchmark_finds_other_trainings(
     name: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    epoch_or_skip(name)
+    torch._dynamo.reset()
     expected = fit.expected(EPOCH, 3)
     if wrong == "order":
         monkeypatch.setattr(fit, "SEED", fit.SEED + 1)
@@ -769,3 +848,164 @@ def test_fit_benchmark_takes_a_share_of_the_rows() -> None:
     assert len(part) == 150
     assert len(fit.share(EPOCH, 1000)) == len(whole) == 10_000
     assert part.labels.unique().numel() == 10  # not the first, which may all be of one class
+
+
+# Rivals -------------------------------------------------------------------------------------------
+
+MICRO = shapes.select("micro-8")[0]
+
+
+@pytest.mark.parametrize("task", ["sgd", "adam"])
+@pytest.mark.parametrize("name", ["fit", "eager", "eager-fused", "jax-scan-1", "jax-scan-8", "c"])
+@pytest.mark.parametrize("shape", [TINY, MICRO], ids=lambda s: s.name)
+def test_steps_in_a_row_are_right(shape: shapes.Shape, name: str, task: str) -> None:
+    epoch_or_skip(name)
+    problem = peers.Problem(shape, task)
+    one = fit.contestant(name, 37, problem, 1)
+    assert one.repeats == 37
+    results = one.results()
+    assert fit.expected(problem, 37).fault(results) is None
+    one.run()  # trains on, in place of starting anew
+    assert fit.expected(problem, 37).fault(one.results()) is not None
+
+
+@pytest.mark.parametrize("name", ["fit", "eager", "jax-scan-8", "c"])
+def test_who_runs_fewer_steps_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the parameters are off by less than rounding may explain."""
+    epoch_or_skip(name)
+    problem = peers.Problem(MICRO, "sgd")
+    fewer = fit.CONTESTANTS[name](problem, 1, fit.share(problem, 399), torch.Generator())
+    monkeypatch.setitem(fit.CONTESTANTS, name, lambda *given: fewer)
+    with pytest.raises(peers.NotAsNamed, match="399 steps, expected 400"):
+        fit.contestant(name, 400, problem, 1).results()
+
+
+def test_random_rows_cannot_be_learned_by_heart() -> None:
+    data = fit.share(peers.Problem(MICRO, "sgd"), 50)
+    x, y = fit.tensors(data)
+    assert (x.shape, x.dtype, y.dtype) == ((400, 4), torch.float32, torch.int64)
+    assert len(x.unique(dim=0)) == 400 / fit.COPIES
+    for row in x.unique(dim=0):
+        assert y[(x == row).all(1)].float().mean() == 0.5  # of two classes
+
+
+@pytest.mark.parametrize("shape", ["tiny-1", "micro-8", "b17-w17-d3", "b3-w8-d3"])
+def test_static_c_is_right(shape: str) -> None:
+    compiler_or_skip()
+    forward, sgd, adam = (
+        peers.Problem(shapes.select(shape)[0], task) for task in ("forward", "sgd", "adam")
+    )
+    assert check.fault(forward, peers.static(forward, 1).results()) is None
+    for problem in (sgd, adam):
+        one = train_step.static(problem, 1)
+        assert train_step.expected(problem).fault(one.results()) is None
+
+
+def test_static_c_leaves_subnormal_numbers_alone() -> None:
+    compiler_or_skip()
+    one = train_step.static(peers.Problem(TINY, "adam"), 1)
+    one.run()
+    smallest = torch.tensor(1e-40)
+    assert smallest * 1 == smallest != 0
+
+
+def test_static_c_is_skipped_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(static_c.shutil, "which", lambda command: None)
+    problem = peers.Problem(TINY, "sgd")
+    assert not list(peers.contestants(["c"], train_step.CONTESTANTS, problem, 1))
+    assert capsys.readouterr().out == "skipped c, sgd of tiny-1: no C compiler\n"
+    residual = peers.Problem(shapes.select("residual-32")[0], "sgd")
+    assert not list(peers.contestants(["c"], train_step.CONTESTANTS, residual, 1))
+    assert "plain networks only" in capsys.readouterr().out
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("cpp", [False, True], ids=["python", "cpp"])
+@pytest.mark.parametrize("task", ["sgd", "adam"])
+def test_compiled_steps_are_right(task: str, cpp: bool) -> None:
+    torch._dynamo.reset()
+    problem = peers.Problem(MICRO, task)
+    one = train_step.compile_step(problem, 1, cpp)
+    assert train_step.expected(problem).fault(one.results()) is None
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("task", ["sgd", "adam"])
+def test_fused_optimizers_step_alike(task: str) -> None:
+    problem = peers.Problem(TINY, task)
+    one = train_step.eager_fused(problem, 1)
+    assert train_step.expected(problem).fault(one.results()) is None
+
+
+def test_the_fastest_variant_counts() -> None:
+    def spread(median: float) -> harness.Spread:
+        return harness.Spread(median / 2, median, median * 2)
+
+    times = {"eager": 3.0, "eager-fused": 2.0, "jax-scan-1": 5.0, "jax-scan-8": 4.0, "fit": 1.0}
+    spreads = {name: spread(time) for name, time in times.items()}
+    assert suite.fastest(spreads, "eager") == "eager-fused"
+    assert suite.fastest(spreads, "jax") == "jax-scan-8"
+    assert suite.fastest(spreads, "jax-scan-1") == "jax-scan-1"
+    assert suite.fastest(spreads, "fi") is None
+    rows = [
+        report.Row(TINY, "sgd", name, spread(time), spread(1 / time), 1.0, 3, "fit")
+        for name, time in times.items()
+    ]
+    lines = [line.split() for line in rivals.verdicts(rows, "fit")]
+    assert [line[4] for line in lines] == ["eager-fused", "jax-scan-8"]
+    assert [line[6:] for line in lines] == [["2.00", "1.00–4.00"], ["4.00", "2.00–8.00"]]
+
+
+def test_all_are_compared_with_the_faster_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(calls: dict[str, Any], effort: Any, **options: Any) -> dict[str, list[float]]:
+        return {"train_step": [1.0, 1.0], "eager": [6.0, 6.0], "eager-fused": [4.0, 4.0]}
+
+    monkeypatch.setattr(suite, "measure", measured)
+    known = {"known": train_step.CONTESTANTS}
+    parser = suite.network_options(
+        "test", "tiny-1", ("sgd",), ("eager", "eager-fused"), *known.values()
+    )
+    one = train_step.StepSuite(
+        parser.parse_args(["--quick", "--peers", "train_step,eager,eager-fused"])
+    )
+    assert one.run() == 0
+    assert {row.base for row in one.rows} == {"eager-fused"}
+    ratios = {row.contestant: row.ratio.median for row in one.rows if row.ratio}
+    assert ratios == {"train_step": 4, "eager": 4 / 6, "eager-fused": 1}
+
+
+@pytest.mark.sweep
+def test_rivals_run(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    options = ["--quick", "--shapes", "micro-8", "--peers", "eager,c,jax", "--threads", "1"]
+    printed = run("rivals.py", *options, "--csv", str(file)).stdout
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert {(row["base"], row["task"]) for row in table} == {
+        ("fit", "sgd"), ("fit", "adam"), ("train_step", "sgd"), ("train_step", "adam"),
+        ("fastmlp", "forward"), ("fastmlp", "forward+backward"),
+    }  # fmt: skip
+    verdicts = printed.split(rivals.COLUMNS)[1].splitlines()
+    assert sum("eager" in line for line in verdicts) == 6
+    if importlib.util.find_spec("jax") is None:
+        assert "skipped jax-scan-8, sgd of micro-8: No module named 'jax'" in printed
+
+
+@pytest.mark.sweep
+def test_compare_takes_a_folder(tmp_path: Path) -> None:
+    package = Path(fastmlp.__file__).parent
+    done = run("compare.py", str(package.parent), "--quick", "--shapes", "tiny-1", status=1)
+    assert f"compare: both builds are {package}" in done.stderr
+    (tmp_path / "fastmlp").mkdir()
+    done = run("compare.py", str(tmp_path), "--quick", status=1)
+    assert "no fastmlp that is built" in done.stderr
+    (tmp_path / "fastmlp").rmdir()
+    (tmp_path / "fastmlp").symlink_to(package)
+    tasks = ["forward", "sgd", "fit-adam"]
+    options = ["--quick", "--shapes", "tiny-1", "--threads", "1", "--tasks", ",".join(tasks)]
+    printed = run("compare.py", str(tmp_path), *options, status=None).stdout
+    rows = [line.split()[1] for line in printed.splitlines() if line.startswith("tiny-1")]
+    assert rows == tasks
+    assert "3 rows, the least ratio " in printed
