@@ -1,4 +1,5 @@
 // All losses. Included inside a target region, after math-inl.h.
+#include "network/losses/classes-inl.h"
 #include "network/losses/elementwise-inl.h"
 // … and those that are written with it, or without.
 #include "network/losses/bce_with_logits-inl.h"
