@@ -14,6 +14,7 @@ class BuildInfo(TypedDict):
 # csrc/network: names, in the order of their numbers
 ACTIVATIONS: tuple[str, ...]
 LOSSES: tuple[str, ...]
+CLASS_LOSSES: tuple[str, ...]
 OPTIMIZERS: tuple[str, ...]
 # name, torch.nn's class, ATen's operator, parameters, and an attribute of the class and its value
 ACTIVATION_INFOS: tuple[tuple[str, str, str, dict[str, float], str | None, str | None], ...]

@@ -25,6 +25,7 @@ __all__ = ["TrainStep"]
 # The extension's lists, by torch's classes; a loss whose targets may be of two kinds stands there
 # twice, and its first number counts.
 _LOSSES = {getattr(nn, name): _C.LOSSES.index(name) for name in _C.LOSSES}
+_CLASS_LOSSES = {getattr(nn, name) for name in _C.CLASS_LOSSES}
 _OPTIMIZERS = {getattr(torch.optim, name): number for number, name in enumerate(_C.OPTIMIZERS)}
 _C.know_training([getattr(nn, name) for name in _C.LOSSES], list(_OPTIMIZERS))
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -198,9 +199,9 @@ class TrainStep:
         epochs = _positive("epochs", epochs)
         callback_every = _positive("callback_every", callback_every)
         last = self._read_model().layers[-1].weight
-        crosses = type(self.loss) is nn.CrossEntropyLoss
-        table = as_table(dataset, normalize, last.dtype, classes=crosses)
-        table = table._replace(targets=as_columns(table.targets, len(last), crosses))
+        takes_classes = type(self.loss) in _CLASS_LOSSES
+        table = as_table(dataset, normalize, last.dtype, classes=takes_classes)
+        table = table._replace(targets=as_columns(table.targets, len(last), takes_classes))
         rows, features = table.size, table.inputs.shape[1]
         used = rows - rows % batch_size if drop_last else rows
         if used == 0:
@@ -211,7 +212,7 @@ class TrainStep:
         batch_size = min(batch_size, rows)
         batches = math.ceil(used / batch_size)
         buffer = torch.empty(batch_size, features, dtype=last.dtype, device=last.device)
-        classes = crosses and not table.targets.is_floating_point()
+        classes = takes_classes and not table.targets.is_floating_point()
         reports = []
 
         def report(score: Score, epoch: int, batch: int) -> Report:

@@ -143,6 +143,15 @@ py::tuple names_of(const Infos& infos) {
   return py::tuple(names);
 }
 
+// The losses of which targets may be classes.
+py::tuple class_losses() {
+  py::list names;
+  for (const LossInfo& info : losses()) {
+    if (info.target == Target::classes) names.append(info.name);
+  }
+  return py::tuple(names);
+}
+
 // classes: of linear, fused_linear, dropout, residual, device_context, containers, and of each
 // activation in turn.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
@@ -194,6 +203,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("ACTIVATIONS") = names_of(activations());
   m.attr("ACTIVATION_INFOS") = described_activations();
   m.attr("LOSSES") = names_of(losses());
+  m.attr("CLASS_LOSSES") = class_losses();
   m.attr("OPTIMIZERS") = names_of(optimizers());
   m.attr("MOST_PIXELS") = cpu::kMostPixels;
   m.attr("MOST_NOISE") = cpu::kMostNoise;
