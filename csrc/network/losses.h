@@ -23,7 +23,7 @@ struct LossOperandInfo {
   bool per_class = false;        // [features], else expanded to [batch, features]
 };
 
-enum class Reduction { mean, sum };
+enum class Reduction { mean, sum, batchmean };
 
 struct Loss;
 
@@ -39,6 +39,7 @@ struct LossInfo {
   std::string (*fault)(const Loss& loss) = nullptr;
   // What the loss is where there are no classes; of a per_row loss.
   double (*of_no_classes)(const Loss& loss) = nullptr;
+  bool has_batchmean = false;  // whether its reduction may be "batchmean"
 };
 
 // The loss of one batch. All but classes is of the network's dtype.
@@ -46,6 +47,7 @@ struct Loss {
   int kind = 0;
   Reduction reduction = Reduction::mean;
   int64_t batch = 0, features = 0;
+  int64_t samples = 0;               // the prediction's first dimension, before it was made two
   const void* prediction = nullptr;  // [batch, features], contiguous
   const void* target = nullptr;      // [batch, features], contiguous
   const int64_t* classes = nullptr;

@@ -96,6 +96,26 @@ bool flag(PyObject* group, PyObject* key) {
   return value && PyObject_IsTrue(value) == 1;
 }
 
+// One option of a dict, which may be a pair of numbers. what: whose dict it is.
+void read_option(PyObject* dict, PyObject* key, const OptionInfo& option, const char* what,
+                 double*& next) {
+  PyObject* const value = option.optional ? find(dict, key) : item(dict, key, what);
+  if (!value) {
+    *next++ = option.absent;
+  } else if (option.kind == OptionInfo::flag) {
+    *next++ = PyObject_IsTrue(value) == 1;
+  } else if (option.kind == OptionInfo::number) {
+    *next++ = number(value);
+  } else {
+    if (!PySequence_Check(value) || PySequence_Size(value) != 2)
+      throw py::type_error(std::string("expected two ") + option.name);
+    for (int n = 0; n < 2; ++n) {
+      const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(value, n));
+      *next++ = number(one.ptr());
+    }
+  }
+}
+
 [[noreturn]] void refuse(const std::string& what) {
   throw std::runtime_error("fastmlp.TrainStep: " + what);
 }
@@ -294,34 +314,14 @@ class Optimizer {
     return nullptr;
   }
 
-  // One option, which may be a pair of numbers.
-  void read_option(PyObject* group, size_t i, double*& next) const {
-    const OptionInfo& option = info_.options[i];
-    PyObject* const value =
-        option.optional ? find(group, keys_.options[i]) : item(group, keys_.options[i], kGroup);
-    if (!value) {
-      *next++ = option.absent;
-    } else if (option.kind == OptionInfo::flag) {
-      *next++ = PyObject_IsTrue(value) == 1;
-    } else if (option.kind == OptionInfo::number) {
-      *next++ = number(value);
-    } else {
-      if (!PySequence_Check(value) || PySequence_Size(value) != 2)
-        throw py::type_error(std::string("expected two ") + option.name);
-      for (int n = 0; n < 2; ++n) {
-        const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(value, n));
-        *next++ = number(one.ptr());
-      }
-    }
-  }
-
   void read(PyObject* group) {
     PyObject* parameters = item(group, keys().params, kGroup);
     if (!PyList_Check(parameters)) throw py::type_error("expected a list of parameters");
     Update update;
     update.optimizer = kind_;
     double* next = update.options;
-    for (size_t i = 0; i < keys_.options.size(); ++i) read_option(group, i, next);
+    for (size_t i = 0; i < keys_.options.size(); ++i)
+      read_option(group, keys_.options[i], info_.options[i], kGroup, next);
     update.maximize = flag(group, keys().maximize);
     if (flag(group, keys().differentiable) || flag(group, keys().capturable))
       refuse("expected an optimizer that is neither differentiable nor capturable");
@@ -468,16 +468,22 @@ LossArguments read_loss(int kind, PyObject* module) {
   if (!state) throw py::error_already_set();
   PyObject* const reduction = find(state.ptr(), keys().reduction);
   if (!reduction || !PyUnicode_Check(reduction)) throw py::type_error("expected a loss module");
-  if (PyUnicode_CompareWithASCIIString(reduction, "sum") == 0) {
+  const auto reduces_by = [&](const char* name) {
+    return PyUnicode_CompareWithASCIIString(reduction, name) == 0;
+  };
+  if (reduces_by("sum")) {
     loss.reduction = Reduction::sum;
-  } else if (PyUnicode_CompareWithASCIIString(reduction, "mean") != 0) {
+  } else if (reduces_by("batchmean") && info.has_batchmean) {
+    loss.reduction = Reduction::batchmean;
+  } else if (!reduces_by("mean")) {
     throw py::value_error(
-        "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got '" +
+        std::string("fastmlp.TrainStep: expected a loss with reduction ") +
+        (info.has_batchmean ? "'mean', 'sum' or 'batchmean'" : "'mean' or 'sum'") + ", got '" +
         text(reduction) + "'");
   }
-  for (size_t i = 0; i < names.options.size(); ++i) {
-    loss.options[i] = number(item(state.ptr(), names.options[i], "loss"));
-  }
+  double* next = loss.options;
+  for (size_t i = 0; i < names.options.size(); ++i)
+    read_option(state.ptr(), names.options[i], info.options[i], "loss", next);
   if (PyObject* const ignored = find(state.ptr(), keys().ignore_index)) {
     loss.ignore_index = PyLong_AsLongLong(ignored);
     if (PyErr_Occurred()) throw py::error_already_set();

@@ -119,11 +119,12 @@ void take_target(const at::Tensor& given, at::IntArrayRef sizes, at::ScalarType 
   }
 }
 
-// torch takes dimension 1 for the classes, a layer's outputs are the last.
-void check_output(const Loss& loss, at::IntArrayRef sizes) {
+void take_output(at::IntArrayRef sizes, Loss& loss) {
+  // torch takes dimension 1 for the classes, a layer's outputs are the last.
   TORCH_CHECK_VALUE(!losses()[loss.kind].per_row || sizes.size() <= 2,
                     "fastmlp.TrainStep: ", losses()[loss.kind].name,
                     " takes a model output of one or two dimensions here, got shape ", sizes);
+  loss.samples = sizes.front();
 }
 
 void* state_of(const at::Tensor& state, const at::Tensor& parameter) {
@@ -291,7 +292,7 @@ class Feed {
     fill_input(rows, batch);
     if (batch.rows != operand_rows_) {
       const int64_t sizes[] = {batch.rows, features_};
-      check_output(loss_, sizes);
+      take_output(sizes, loss_);
       take_operands(arguments_, sizes, dtype_, loss_, operands_);
       operand_rows_ = batch.rows;
     }
@@ -387,7 +388,7 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
   StepBatch batch;
   LossOperands operands;
   batch.loss = begin_loss(loss_arguments, target);
-  check_output(batch.loss, sizes);
+  take_output(sizes, batch.loss);
   take_target(target, sizes, dtype, batch.loss, operands);
   take_operands(loss_arguments, sizes, dtype, batch.loss, operands);
   StepResult result;

@@ -3,5 +3,14 @@
 // inside a target region, after math-inl.h.
 
 inline void prepare_elementwise(Loss& loss) {
-  loss.denominator = loss.reduction == Reduction::mean ? loss.elements() : 1;
+  switch (loss.reduction) {
+    case Reduction::mean:
+      loss.denominator = loss.elements();
+      break;
+    case Reduction::batchmean:
+      loss.denominator = static_cast<double>(loss.samples);
+      break;
+    case Reduction::sum:
+      loss.denominator = 1;
+  }
 }
