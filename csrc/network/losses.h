@@ -14,7 +14,8 @@ inline constexpr int kMostLossOperands = 2, kMostLossOptions = 4;
 
 enum class Target {
   classes,      // int64 [batch], in 0 … features - 1 or ignore_index
-  like_output,  // [batch, features]
+  like_output,  // [batch, features], of a floating point type
+  counts,       // … or of a whole one
 };
 
 // A tensor of the loss module; null: ones.

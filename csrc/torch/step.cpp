@@ -100,7 +100,8 @@ void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::Sc
 void take_target(const at::Tensor& given, at::IntArrayRef sizes, at::ScalarType dtype, Loss& loss,
                  LossOperands& operands) {
   const at::Tensor target = materialized("target", given);
-  if (losses()[loss.kind].target == Target::classes) {
+  const Target kind = losses()[loss.kind].target;
+  if (kind == Target::classes) {
     check_shape("class targets", target, sizes.slice(0, sizes.size() - 1));
     TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kByte,
                 "expected scalar type Long or Byte for class targets, got ", target.scalar_type());
@@ -112,8 +113,10 @@ void take_target(const at::Tensor& given, at::IntArrayRef sizes, at::ScalarType 
     loss.classes = operands.classes.data();
   } else {
     check_shape("targets", target, sizes);
-    TORCH_CHECK(at::isFloatingType(target.scalar_type()),
-                "fastmlp.TrainStep: expected floating point targets, got ", target.scalar_type());
+    TORCH_CHECK(at::isFloatingType(target.scalar_type()) ||
+                    (kind == Target::counts && at::isIntegralType(target.scalar_type(), false)),
+                "fastmlp.TrainStep: expected ", kind == Target::counts ? "real" : "floating point",
+                " targets, got ", target.scalar_type());
     operands.target = target.to(dtype).contiguous();
     loss.target = operands.target.const_data_ptr();
   }
