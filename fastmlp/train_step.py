@@ -26,6 +26,7 @@ __all__ = ["TrainStep"]
 # twice, and its first number counts.
 _LOSSES = {getattr(nn, name): _C.LOSSES.index(name) for name in _C.LOSSES}
 _CLASS_LOSSES = {getattr(nn, name) for name in _C.CLASS_LOSSES}
+_VARIANCE_LOSSES = {getattr(nn, name) for name in _C.VARIANCE_LOSSES}
 _OPTIMIZERS = {getattr(torch.optim, name): number for number, name in enumerate(_C.OPTIMIZERS)}
 _C.know_training([getattr(nn, name) for name in _C.LOSSES], list(_OPTIMIZERS))
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -113,7 +114,7 @@ class TrainStep:
             *_GLOBAL_OPTIMIZER_HOOKS,
         )
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor | tuple[Tensor, Tensor | float]) -> Tensor:
         """Trains on one batch.
 
         Args:
@@ -192,6 +193,7 @@ class TrainStep:
             as_table,
             calls,
             epoch_order,
+            without_variances,
         )  # fmt: skip
         from fastmlp._progress import Bar
 
@@ -200,8 +202,12 @@ class TrainStep:
         callback_every = _positive("callback_every", callback_every)
         last = self._read_model().layers[-1].weight
         takes_classes = type(self.loss) in _CLASS_LOSSES
+        variances = None
+        if type(self.loss) in _VARIANCE_LOSSES:
+            dataset, variances = without_variances(dataset)
         table = as_table(dataset, normalize, last.dtype, classes=takes_classes)
-        table = table._replace(targets=as_columns(table.targets, len(last), takes_classes))
+        targets = as_columns(table.targets, len(last), takes_classes)
+        table = table._replace(targets=targets, variances=variances)
         rows, features = table.size, table.inputs.shape[1]
         used = rows - rows % batch_size if drop_last else rows
         if used == 0:
@@ -251,9 +257,11 @@ class TrainStep:
 
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
         """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
-
+        targets: Any = table.targets
+        if table.variances is not None:
+            targets = targets, table.variances
         result = _C.train_steps(
-            self, buffer, table.inputs, table.targets, order, len(buffer), table.scale, table.shift
+            self, buffer, table.inputs, targets, order, len(buffer), table.scale, table.shift
         )
         if result is None:
             raise self._unreadable(buffer)

@@ -18,10 +18,16 @@ enum class Target {
   counts,       // … or of a whole one
 };
 
-// A tensor of the loss module; null: ones.
+// A tensor that is read beside prediction and target.
 struct LossOperandInfo {
-  const char* buffer = nullptr;  // the module's name for it
-  bool per_class = false;        // [features], else expanded to [batch, features]
+  enum Kind {
+    per_element,  // a buffer of the loss module, expanded to [batch, features]; null: ones
+    per_class,    // … of [features]
+    variance,     // given beside each target, expanded to [batch, features], not negative
+  };
+
+  const char* name = nullptr;  // torch's
+  Kind kind = per_element;
 };
 
 enum class Reduction { mean, sum, batchmean };
@@ -63,6 +69,14 @@ struct Loss {
 
   double elements() const { return static_cast<double>(batch) * static_cast<double>(features); }
 };
+
+// The place of the variances among the operands; -1: a loss without.
+inline int variance_of(const LossInfo& info) {
+  for (int i = 0; i < kMostLossOperands; ++i) {
+    if (info.operands[i].kind == LossOperandInfo::variance) return i;
+  }
+  return -1;
+}
 
 struct LossResult {
   double loss = 0;

@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -143,13 +144,10 @@ py::tuple names_of(const Infos& infos) {
   return py::tuple(names);
 }
 
-// The losses of which targets may be classes.
-py::tuple class_losses() {
-  py::list names;
-  for (const LossInfo& info : losses()) {
-    if (info.target == Target::classes) names.append(info.name);
-  }
-  return py::tuple(names);
+py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
+  std::vector<LossInfo> ones;
+  std::copy_if(losses().begin(), losses().end(), std::back_inserter(ones), is_one);
+  return names_of(ones);
 }
 
 // classes: of linear, fused_linear, dropout, residual, device_context, containers, and of each
@@ -203,7 +201,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("ACTIVATIONS") = names_of(activations());
   m.attr("ACTIVATION_INFOS") = described_activations();
   m.attr("LOSSES") = names_of(losses());
-  m.attr("CLASS_LOSSES") = class_losses();
+  m.attr("CLASS_LOSSES") =
+      losses_that([](const LossInfo& info) { return info.target == Target::classes; });
+  m.attr("VARIANCE_LOSSES") =
+      losses_that([](const LossInfo& info) { return variance_of(info) >= 0; });
   m.attr("OPTIMIZERS") = names_of(optimizers());
   m.attr("MOST_PIXELS") = cpu::kMostPixels;
   m.attr("MOST_NOISE") = cpu::kMostNoise;

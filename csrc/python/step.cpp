@@ -51,7 +51,7 @@ struct Keys {
     for (const LossInfo& info : fastmlp::losses()) {
       Of of;
       for (const OptionInfo& one : info.options) add(one.name, of.options);
-      for (const LossOperandInfo& one : info.operands) add(one.buffer, of.tensors);
+      for (const LossOperandInfo& one : info.operands) add(one.name, of.tensors);
       losses.push_back(of);
     }
   }
@@ -490,12 +490,33 @@ LossArguments read_loss(int kind, PyObject* module) {
   }
   PyObject* const buffers = find(state.ptr(), keys().buffers);
   for (size_t i = 0; i < names.tensors.size(); ++i) {
+    if (info.operands[i].kind == LossOperandInfo::variance) continue;
     PyObject* const tensor = buffers ? find(buffers, names.tensors[i]) : nullptr;
     if (tensor && tensor != Py_None)
       loss.operands[i] =
-          without_gradient(tensor, (std::string("loss's ") + info.operands[i].buffer).c_str());
+          without_gradient(tensor, (std::string("loss's ") + info.operands[i].name).c_str());
   }
   return loss;
+}
+
+// The target, or the targets of a data set; the variances beside it become an operand of the loss.
+const at::Tensor& read_target(PyObject* object, const char* name, LossArguments& loss) {
+  const LossInfo& info = losses()[loss.kind];
+  const int variance = variance_of(info);
+  if (variance < 0) return without_gradient(object, name);
+  const bool is_sequence = PyTuple_Check(object) || PyList_Check(object);
+  if (!is_sequence || PySequence_Fast_GET_SIZE(object) != 2)
+    throw py::type_error(std::string("fastmlp.TrainStep: expected the ") + name + " of " +
+                         info.name + " to be a pair (" + name + ", var), got " +
+                         (is_sequence ? std::to_string(PySequence_Fast_GET_SIZE(object)) + " items"
+                                      : std::string(Py_TYPE(object)->tp_name)));
+  const at::Tensor& target = without_gradient(PySequence_Fast_GET_ITEM(object, 0), name);
+  PyObject* const given = PySequence_Fast_GET_ITEM(object, 1);
+  loss.operands[variance] =
+      PyFloat_Check(given)
+          ? at::full({}, PyFloat_AS_DOUBLE(given), at::kDouble).expand(target.sizes())
+          : without_gradient(given, info.operands[variance].name);
+  return target;
 }
 
 // run(done) without the interpreter's lock; `done` counts the finished steps even where one throws.
@@ -528,11 +549,11 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 3) throw py::type_error("expected (step, input, target)");
   const StepObjects step(args[0]);
-  const at::Tensor& target = without_gradient(args[2], "target");
   const at::Tensor* input = nullptr;
   Network network;
   if (!step.read_network(args[1], input, network)) Py_RETURN_NONE;
-  const LossArguments loss = read_loss(step.loss_kind, step.loss);
+  LossArguments loss = read_loss(step.loss_kind, step.loss);
+  const at::Tensor& target = read_target(args[2], "target", loss);
   Optimizer optimizer(step, network);
   StepResult result;
   const Arguments arguments = network.arguments(*input);
@@ -554,14 +575,14 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* buffer = nullptr;
   Network network;
   if (!step.read_network(args[1], buffer, network)) Py_RETURN_NONE;
+  LossArguments loss = read_loss(step.loss_kind, step.loss);
   const Batches batches{without_gradient(args[2], "inputs"),
-                        without_gradient(args[3], "targets"),
+                        read_target(args[3], "targets", loss),
                         without_gradient(args[4], "order"),
                         PyLong_AsLongLong(args[5]),
                         number(args[6]),
                         number(args[7]),
                         *buffer};
-  const LossArguments loss = read_loss(step.loss_kind, step.loss);
   Optimizer optimizer(step, network);
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);

@@ -77,9 +77,14 @@ struct CrossEntropyLoss : SoftmaxLoss {
                                              : sum_over_nothing(loss);
   }
 
-  static constexpr LossInfo info{
-      "CrossEntropyLoss", Target::classes, {{"weight", true}}, {{"label_smoothing"}}, true,
-      prepare_classes,    fault,           of_no_classes};
+  static constexpr LossInfo info{"CrossEntropyLoss",
+                                 Target::classes,
+                                 {{"weight", LossOperandInfo::per_class}},
+                                 {{"label_smoothing"}},
+                                 true,
+                                 prepare_classes,
+                                 fault,
+                                 of_no_classes};
 
   template <typename T>
   static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {
@@ -125,7 +130,7 @@ struct CrossEntropyLossOfProbabilities : SoftmaxLoss {
   }
   static constexpr LossInfo info{"CrossEntropyLoss",
                                  Target::like_output,
-                                 {{"weight", true}},
+                                 {{"weight", LossOperandInfo::per_class}},
                                  {{"label_smoothing"}},
                                  true,
                                  prepare_rows,
