@@ -543,10 +543,7 @@ PyObject* pair(PyObject* first, PyObject* second) {
   return both;
 }
 
-}  // namespace
-
-PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
+PyObject* one_step(PyObject* const* args, Py_ssize_t count) {
   if (count != 3) throw py::type_error("expected (step, input, target)");
   const StepObjects step(args[0]);
   const at::Tensor* input = nullptr;
@@ -563,11 +560,9 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
   step.finish(result.correct);
   return THPVariable_Wrap(std::move(result.loss));
-  END_HANDLE_TH_ERRORS
 }
 
-PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
+PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
   if (count != 8)
     throw py::type_error(
         "expected (step, buffer, inputs, targets, order, batch_size, scale, shift)");
@@ -594,7 +589,29 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
   step.finish(batches.count() > 0 ? correct.const_data_ptr<int64_t>()[batches.count() - 1] : -1);
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));
+}
+
+// torch's handler takes pybind11's exceptions of Python's types for RuntimeErrors.
+template <typename Steps>
+PyObject* with_pythons_errors(const Steps& steps, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  try {
+    return steps(args, count);
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+    throw py::error_already_set();
+  }
   END_HANDLE_TH_ERRORS
+}
+
+}  // namespace
+
+PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_pythons_errors(one_step, args, count);
+}
+
+PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_pythons_errors(several_steps, args, count);
 }
 
 void check_loss(int kind, const py::handle& module) {
