@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_train_step import CLASSES, LOSSES, target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -104,6 +105,36 @@ def test_reports_and_error() -> None:
     assert seen[1].error == pytest.approx(wrong[40:80].double().mean().item())
     assert seen[2].error == pytest.approx(wrong[80:].double().mean().item())
     assert step.correct == 5 - int(wrong[90:].sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fit_makes_the_steps_of_every_loss(loss: str, dtype: torch.dtype) -> None:
+    """To the bit, and its report is of their losses and of their wrong predictions."""
+    case, rows, size = LOSSES[loss], 53, 16
+    x = torch.randn(rows, SIZES[0], dtype=dtype)
+    y = target(case.target, (rows, CLASSES), dtype)
+    models = [FusedMLP([*SIZES[:2], CLASSES], dtype=dtype)]
+    models.append(copy.deepcopy(models[0]))
+    fitted, stepped = (
+        TrainStep(m, case.make().to(dtype), torch.optim.SGD(m.parameters(), 0.01 / case.size))
+        for m in models
+    )
+    [report] = fitted.fit((x, y), size, shuffle=False, progress=False)
+    losses, correct = 0.0, 0
+    for first in range(0, rows, size):
+        part = slice(first, first + size)
+        losses += float(stepped(x[part], y[part])) * len(x[part])
+        correct += stepped.correct or 0
+    assert report.loss == pytest.approx(losses / rows, rel=1e-12, nan_ok=True)
+    if case.target == "classes":
+        ignored = int((y == stepped.loss.ignore_index).sum())
+        counted = rows - ignored
+        assert report.error == pytest.approx((counted - correct) / counted)
+    else:
+        assert report.error is None
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_regression_has_no_error() -> None:

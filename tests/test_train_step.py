@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -135,7 +137,7 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 }
 
 
-def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     """For an output of that shape."""
     if kind == "classes":
         return torch.randint(shape[-1], shape[:-1])
@@ -148,7 +150,7 @@ def plain_step(
     loss: nn.Module,
     optimizer: Optimizer,
     x: Tensor,
-    y: Tensor,
+    y: Any,
     max_grad_norm: float | None = None,
 ) -> Tensor:
     optimizer.zero_grad()
@@ -222,13 +224,13 @@ class Twins:
         self.plain_optimizer = make_optimizer(self.plain, 1 / loss.size)
         self.step = TrainStep(self.model, self.loss, self.optimizer, max_grad_norm=max_grad_norm)
 
-    def batch(self, *rows: int) -> tuple[Tensor, Tensor]:
+    def batch(self, *rows: int) -> tuple[Tensor, Any]:
         linears = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
         shape = rows or (ROWS,)
         x = torch.randn(*shape, linears[0].in_features, dtype=self.dtype)
         return x, target(self.case.target, (*shape, linears[-1].out_features), self.dtype)
 
-    def train(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, x: Tensor, y: Any) -> tuple[Tensor, Tensor]:
         """A step of both, from one state of the generator to one; their losses."""
         state = torch.get_rng_state()
         expected = plain_step(
@@ -367,6 +369,72 @@ def test_many_rows_and_any_number_of_outputs(isa: str, loss: str, outputs: int) 
     if outputs == 1 and "ignore_index" in loss:
         pytest.skip("nothing would be left")
     twins.check(3, EXACT, 150)
+
+
+def gradient_twins(case: LossCase, dtype: torch.dtype, predictions: Tensor) -> Twins:
+    """Twins whose model gives these predictions [rows, outputs] for the identity, and whose
+    momentum is after a step the loss's gradient."""
+    rows, outputs = predictions.shape
+    model = nn.Sequential(nn.Linear(rows, outputs, bias=False, dtype=dtype))
+    with torch.no_grad():
+        model[0].weight.copy_(predictions.t())
+    return Twins(case, sgd(lr=1.0, momentum=0.5), dtype, model)
+
+
+def test_every_loss_of_any_size(isa: str, dtype: torch.dtype) -> None:
+    """Its value and its gradient: parts of 64 rows, and vectors of 4 to 16 numbers."""
+    for name, case in LOSSES.items():
+        has_five = bool(case.make().state_dict()) or "weight" in name or "all" in name
+        for outputs in (CLASSES,) if has_five else (1, CLASSES, 16, 37):
+            for rows in (1, 15, 16, 17, 31, 32, 33, 65, 150):
+                print(name, outputs, rows)  # pytest shows what it was that failed
+                twins = gradient_twins(case, dtype, torch.randn(rows, outputs, dtype=dtype))
+                y = target(case.target, (rows, outputs), dtype)
+                relative = EXACT
+                if dtype == torch.float32:
+                    relative = float32_bound(1, [rows, outputs], rows)
+                assert_close(*twins.train(torch.eye(rows, dtype=dtype), y), relative, "loss")
+                twins.compare(relative)
+
+
+# Those of each element alone; of the others a row's elements depend on each other.
+ELEMENTWISE = {
+    name: case for name, case in LOSSES.items() if not isinstance(case.make(), nn.CrossEntropyLoss)
+}
+UNUSUAL = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -1.0, 2.5]
+
+
+def test_unusual_predictions_and_targets(isa: str, dtype: torch.dtype) -> None:
+    """Each beside each, in every loss of elements: its value and its gradient are torch's.
+
+    What is finite has gone through a dozen roundings, of exponentials and logarithms some, of
+    terms that are no greater than the values' squares or the greatest result.
+    """
+    eps = torch.finfo(dtype).eps
+    for name, case in ELEMENTWISE.items():
+        if case.make().state_dict():
+            continue  # of five
+        twins = gradient_twins(case, dtype, torch.zeros(1, 1, dtype=dtype))
+        for z, t in itertools.product(UNUSUAL, UNUSUAL):
+            for model, optimizer in (
+                (twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)
+            ):  # fmt: skip
+                model[0].weight.data.fill_(z)
+                optimizer.state.clear()
+            y = torch.tensor([[t]], dtype=dtype)
+            value = twins.train(torch.ones(1, 1, dtype=dtype), y)
+            gradient = (
+                o.state[m[0].weight]["momentum_buffer"]
+                for m, o in (
+                    (twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)
+                )
+            )  # fmt: skip
+            square = max(abs(x) if math.isfinite(x) else 0 for x in (z, t, 1)) ** 2
+            print(name, z, t)
+            for actual, expected in (value, gradient):
+                torch.testing.assert_close(
+                    actual, expected, rtol=12 * eps, atol=12 * eps * square, equal_nan=True
+                )
 
 
 MODELS: dict[str, Callable[[], nn.Sequential]] = {
@@ -634,16 +702,16 @@ def test_layouts_in_memory(loss: str, layout: Layout) -> None:
     twins.compare()
 
 
-@pytest.mark.parametrize("loss", ["mse", "mse-sum", "bce", "bce-all-sum"])
 @pytest.mark.parametrize("rows", [(2, 3), (2, 1, 4), ()])
-def test_more_dimensions_and_fewer(loss: str, rows: tuple[int, ...]) -> None:
-    twins = Twins(LOSSES[loss])
-    shape = (*rows, SIZES[0])
-    for _ in range(3):
-        x = torch.randn(shape, dtype=torch.float64)
-        y = target(LOSSES[loss].target, (*rows, CLASSES), torch.float64)
-        assert_close(*twins.train(x, y), EXACT, "loss")
-    twins.compare()
+def test_more_dimensions_and_fewer(rows: tuple[int, ...]) -> None:
+    for loss, case in ELEMENTWISE.items():
+        twins = Twins(case)
+        shape = (*rows, SIZES[0])
+        for _ in range(3):
+            x = torch.randn(shape, dtype=torch.float64)
+            y = target(case.target, (*rows, CLASSES), torch.float64)
+            assert_close(*twins.train(x, y), EXACT, loss)
+        twins.compare()
 
 
 @pytest.mark.parametrize("loss", ["ce-weight", "ce-smoothing", "probabilities-all"])
@@ -702,8 +770,9 @@ def test_all_rows_ignored(smoothing: float, reduction: str, weight: list[float] 
     twins.compare()
 
 
-def test_classes_without_any_weight() -> None:
-    twins = Twins(LossCase(lambda: cross_entropy([0.0, *WEIGHT[1:]]), "classes"))
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss])
+def test_classes_without_any_weight(kind: type[nn.Module]) -> None:
+    twins = Twins(LossCase(lambda: kind(torch.tensor([0.0, *WEIGHT[1:]])), "classes"))
     x, y = twins.batch()
     actual, expected = twins.train(x, y.zero_())
     assert actual.isnan()
@@ -747,8 +816,9 @@ def test_extreme_predictions(isa: str, dtype: torch.dtype, loss: str) -> None:
 # step.correct -------------------------------------------------------------------------------------
 
 
-def test_correct_is_counted_by_argmax() -> None:
-    twins = Twins(LossCase(lambda: cross_entropy(WEIGHT, ignore_index=1), "classes"))
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss])
+def test_correct_is_counted_by_argmax(kind: type[nn.Module]) -> None:
+    twins = Twins(LossCase(lambda: kind(torch.tensor(WEIGHT), ignore_index=1), "classes"))
     assert twins.step.correct is None
     for rows in (1, 9, 200):
         x, y = twins.batch(rows)
@@ -757,11 +827,12 @@ def test_correct_is_counted_by_argmax() -> None:
         assert twins.step.correct == int(((predicted == y) & (y != 1)).sum())
 
 
-def test_correct_takes_the_first_of_equals_and_nan() -> None:
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss()])
+def test_correct_takes_the_first_of_equals_and_nan(loss: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(4))
-    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), 0.0))
+    step = TrainStep(model, loss, SGD(model.parameters(), 0.0))
     x = torch.tensor([[1.0, 2, 2, 0], [3, 3, 3, 3], [0, 0, 0, 1]])
     for classes, correct in (([1, 0, 3], 3), ([2, 1, 3], 1), ([0, 2, 0], 0)):
         step(x, torch.tensor(classes))
@@ -1346,13 +1417,17 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         ValueError, "dtype", lambda: build(prepare=lambda m: m[2].double())
     ),
     "not-contiguous": (ValueError, "contiguous", lambda: build(prepare=transpose_memory)),
-    "loss": (TypeError, "L1Loss", lambda: build(loss=nn.L1Loss())),
+    "loss": (TypeError, "HingeEmbeddingLoss", lambda: build(loss=nn.HingeEmbeddingLoss())),
     "loss-subclass": (TypeError, "OwnLoss", lambda: build(loss=OwnLoss())),
     "loss-function": (
         TypeError, "function", lambda: build(loss=nn.functional.mse_loss)  # type: ignore[arg-type]
     ),
     "loss-hook": (ValueError, "loss has a hook", lambda: build(loss=hooked_loss())),
     "reduction": (ValueError, "'none'", lambda: build(loss=nn.MSELoss(reduction="none"))),
+    "batchmean": (
+        ValueError, "'mean' or 'sum', got 'batchmean'",
+        lambda: build(loss=nn.MSELoss(reduction="batchmean")),
+    ),
     "smoothing": (
         ValueError, r"label_smoothing.*1\.5",
         lambda: build(loss=nn.CrossEntropyLoss(label_smoothing=1.5)),
@@ -1659,13 +1734,24 @@ def test_probabilities_know_no_ignored_class() -> None:
     before.assert_unchanged()
 
 
-@pytest.mark.parametrize("loss", ["mse", "bce"])
-def test_targets_are_not_broadcast(loss: str) -> None:
-    twins = Twins(LOSSES[loss])
-    x, y = twins.batch()
-    for bad in (y[:1], y[:, :1], y[0], y[None]):
-        with pytest.raises(ValueError, match="like the model's output"):
-            twins.step(x, bad)
+def test_targets_are_not_broadcast() -> None:
+    for case in ELEMENTWISE.values():
+        twins = Twins(case)
+        x, y = twins.batch()
+        for bad in (y[:1], y[:, :1], y[0], y[None]):
+            with pytest.raises(ValueError, match="like the model's output"):
+                twins.step(x, bad)
+
+
+def test_targets_of_a_whole_type_are_refused() -> None:
+    for case in ELEMENTWISE.values():
+        twins = Twins(case)
+        x, _ = twins.batch()
+        before = Snapshot(twins)
+        whole = torch.ones(ROWS, CLASSES, dtype=torch.int64)
+        with pytest.raises(RuntimeError, match="expected floating point targets, got Long"):
+            twins.step(x, whole)
+        before.assert_unchanged()
 
 
 def test_autocast_and_modes_are_refused() -> None:
