@@ -343,6 +343,7 @@ def no_sizes_losses() -> dict[str, tuple[nn.Module, bool]]:
                 made[f"ce-{reduction}-{smoothing}-{'classes' if classes else 'p'}"] = loss, classes
         made[f"mse-{reduction}"] = nn.MSELoss(reduction=reduction), False
         made[f"bce-{reduction}"] = nn.BCEWithLogitsLoss(reduction=reduction), False
+        made[f"l1-{reduction}"] = nn.L1Loss(reduction=reduction), False
     return made
 
 

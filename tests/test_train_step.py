@@ -75,6 +75,8 @@ LOSSES = {
     ),
     "mse": LossCase(nn.MSELoss, "numbers"),
     "mse-sum": LossCase(lambda: nn.MSELoss(reduction="sum"), "numbers", ROWS * CLASSES),
+    "l1": LossCase(nn.L1Loss, "numbers"),
+    "l1-sum": LossCase(lambda: nn.L1Loss(reduction="sum"), "numbers", ROWS * CLASSES),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
