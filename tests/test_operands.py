@@ -344,6 +344,7 @@ def no_sizes_losses() -> dict[str, tuple[nn.Module, bool]]:
         made[f"mse-{reduction}"] = nn.MSELoss(reduction=reduction), False
         made[f"bce-{reduction}"] = nn.BCEWithLogitsLoss(reduction=reduction), False
         made[f"l1-{reduction}"] = nn.L1Loss(reduction=reduction), False
+        made[f"smooth-l1-{reduction}"] = nn.SmoothL1Loss(reduction=reduction), False
     return made
 
 

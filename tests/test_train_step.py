@@ -77,6 +77,11 @@ LOSSES = {
     "mse-sum": LossCase(lambda: nn.MSELoss(reduction="sum"), "numbers", ROWS * CLASSES),
     "l1": LossCase(nn.L1Loss, "numbers"),
     "l1-sum": LossCase(lambda: nn.L1Loss(reduction="sum"), "numbers", ROWS * CLASSES),
+    "smooth-l1": LossCase(nn.SmoothL1Loss, "numbers"),
+    "smooth-l1-beta-sum": LossCase(
+        lambda: nn.SmoothL1Loss(beta=0.3, reduction="sum"), "numbers", ROWS * CLASSES
+    ),
+    "smooth-l1-zero": LossCase(lambda: nn.SmoothL1Loss(beta=0), "numbers"),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -403,6 +408,10 @@ def test_every_loss_of_any_size(isa: str, dtype: torch.dtype) -> None:
 ELEMENTWISE = {
     name: case for name, case in LOSSES.items() if not isinstance(case.make(), nn.CrossEntropyLoss)
 }
+# Options with which a training would soon be one of NaN.
+FRAGILE = {
+    "smooth-l1-inf": LossCase(lambda: nn.SmoothL1Loss(beta=torch.inf), "numbers"),
+}
 UNUSUAL = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -1.0, 2.5]
 
 
@@ -413,7 +422,7 @@ def test_unusual_predictions_and_targets(isa: str, dtype: torch.dtype) -> None:
     terms that are no greater than the values' squares or the greatest result.
     """
     eps = torch.finfo(dtype).eps
-    for name, case in ELEMENTWISE.items():
+    for name, case in (ELEMENTWISE | FRAGILE).items():
         if case.make().state_dict():
             continue  # of five
         twins = gradient_twins(case, dtype, torch.zeros(1, 1, dtype=dtype))
@@ -1429,6 +1438,10 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
     "batchmean": (
         ValueError, "'mean' or 'sum', got 'batchmean'",
         lambda: build(loss=nn.MSELoss(reduction="batchmean")),
+    ),
+    "beta": (
+        ValueError, "smooth_l1_loss does not support negative values for beta",
+        lambda: build(loss=nn.SmoothL1Loss(beta=-0.1)),
     ),
     "smoothing": (
         ValueError, r"label_smoothing.*1\.5",
