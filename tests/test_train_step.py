@@ -82,6 +82,10 @@ LOSSES = {
         lambda: nn.SmoothL1Loss(beta=0.3, reduction="sum"), "numbers", ROWS * CLASSES
     ),
     "smooth-l1-zero": LossCase(lambda: nn.SmoothL1Loss(beta=0), "numbers"),
+    "huber": LossCase(nn.HuberLoss, "numbers"),
+    "huber-delta-sum": LossCase(
+        lambda: nn.HuberLoss(delta=0.4, reduction="sum"), "numbers", ROWS * CLASSES
+    ),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -1442,6 +1446,14 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
     "beta": (
         ValueError, "smooth_l1_loss does not support negative values for beta",
         lambda: build(loss=nn.SmoothL1Loss(beta=-0.1)),
+    ),
+    "delta": (
+        ValueError, "huber_loss does not support non-positive values for delta",
+        lambda: build(loss=nn.HuberLoss(delta=0.0)),
+    ),
+    "delta-nan": (
+        ValueError, "huber_loss does not support non-positive values for delta",
+        lambda: build(loss=nn.HuberLoss(delta=torch.nan)),
     ),
     "smoothing": (
         ValueError, r"label_smoothing.*1\.5",
