@@ -346,6 +346,7 @@ def no_sizes_losses() -> dict[str, tuple[nn.Module, bool]]:
         made[f"l1-{reduction}"] = nn.L1Loss(reduction=reduction), False
         made[f"smooth-l1-{reduction}"] = nn.SmoothL1Loss(reduction=reduction), False
         made[f"huber-{reduction}"] = nn.HuberLoss(reduction=reduction), False
+        made[f"nll-{reduction}"] = nn.NLLLoss(reduction=reduction), True
     return made
 
 

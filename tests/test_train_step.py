@@ -86,6 +86,13 @@ LOSSES = {
     "huber-delta-sum": LossCase(
         lambda: nn.HuberLoss(delta=0.4, reduction="sum"), "numbers", ROWS * CLASSES
     ),
+    "nll": LossCase(nn.NLLLoss, "classes"),
+    "nll-weight-ignore": LossCase(
+        lambda: nn.NLLLoss(torch.tensor(WEIGHT), ignore_index=3), "classes"
+    ),
+    "nll-weight-sum": LossCase(
+        lambda: nn.NLLLoss(torch.tensor(WEIGHT), reduction="sum"), "classes", ROWS
+    ),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -367,7 +374,7 @@ def test_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
         Twins(LOSSES["ce"], make_optimizer, dtype).check(5, relative)
 
 
-@pytest.mark.parametrize("loss", ["ce", "ce-all", "probabilities-all", "mse", "bce"])
+@pytest.mark.parametrize("loss", ["ce", "ce-all", "probabilities-all", "mse", "bce", "nll"])
 @pytest.mark.parametrize("outputs", [1, 2, 16, 37])
 def test_many_rows_and_any_number_of_outputs(isa: str, loss: str, outputs: int) -> None:
     """More rows than are summed at a time, fewer and more outputs than a vector has numbers."""
@@ -410,7 +417,9 @@ def test_every_loss_of_any_size(isa: str, dtype: torch.dtype) -> None:
 
 # Those of each element alone; of the others a row's elements depend on each other.
 ELEMENTWISE = {
-    name: case for name, case in LOSSES.items() if not isinstance(case.make(), nn.CrossEntropyLoss)
+    name: case
+    for name, case in LOSSES.items()
+    if not isinstance(case.make(), (nn.CrossEntropyLoss, nn.NLLLoss))
 }
 # Options with which a training would soon be one of NaN.
 FRAGILE = {
@@ -729,7 +738,7 @@ def test_more_dimensions_and_fewer(rows: tuple[int, ...]) -> None:
         twins.compare()
 
 
-@pytest.mark.parametrize("loss", ["ce-weight", "ce-smoothing", "probabilities-all"])
+@pytest.mark.parametrize("loss", ["ce-weight", "ce-smoothing", "probabilities-all", "nll"])
 def test_cross_entropy_of_a_single_row(loss: str) -> None:
     twins = Twins(LOSSES[loss])
     for _ in range(3):
@@ -768,11 +777,15 @@ def test_a_batch_without_rows(loss: str, optimizer: str) -> None:
     twins.check(2)
 
 
-@pytest.mark.parametrize("smoothing", [0, 0.1])
+@pytest.mark.parametrize("smoothing", [0, 0.1, None])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weight"])
-def test_all_rows_ignored(smoothing: float, reduction: str, weight: list[float] | None) -> None:
+def test_all_rows_ignored(
+    smoothing: float | None, reduction: str, weight: list[float] | None
+) -> None:
     def make() -> nn.Module:
+        if smoothing is None:
+            return nn.NLLLoss(weight and torch.tensor(weight), reduction=reduction)
         return cross_entropy(weight, label_smoothing=smoothing, reduction=reduction)
 
     twins = Twins(LossCase(make, "classes"), OPTIMIZERS["adam"])
@@ -785,7 +798,7 @@ def test_all_rows_ignored(smoothing: float, reduction: str, weight: list[float] 
     twins.compare()
 
 
-@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
 def test_classes_without_any_weight(kind: type[nn.Module]) -> None:
     twins = Twins(LossCase(lambda: kind(torch.tensor([0.0, *WEIGHT[1:]])), "classes"))
     x, y = twins.batch()
@@ -831,7 +844,7 @@ def test_extreme_predictions(isa: str, dtype: torch.dtype, loss: str) -> None:
 # step.correct -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
 def test_correct_is_counted_by_argmax(kind: type[nn.Module]) -> None:
     twins = Twins(LossCase(lambda: kind(torch.tensor(WEIGHT), ignore_index=1), "classes"))
     assert twins.step.correct is None
@@ -842,7 +855,7 @@ def test_correct_is_counted_by_argmax(kind: type[nn.Module]) -> None:
         assert twins.step.correct == int(((predicted == y) & (y != 1)).sum())
 
 
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss()])
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss()])
 def test_correct_takes_the_first_of_equals_and_nan(loss: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     with torch.no_grad():
@@ -1205,6 +1218,7 @@ def test_the_input_as_its_own_target_and_as_a_parameter() -> None:
         ("probabilities", "adam-amsgrad", torch.float64),
         ("mse", "adamw", torch.float32),
         ("bce", "sgd-nesterov-decay", torch.float64),
+        ("nll", "sgd-momentum", torch.float32),
     ],
 )
 def test_bits_do_not_depend_on_threads(
