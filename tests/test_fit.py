@@ -107,6 +107,7 @@ def test_reports_and_error() -> None:
     assert step.correct == 5 - int(wrong[90:].sum())
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_fit_makes_the_steps_of_every_loss(loss: str, dtype: torch.dtype) -> None:

@@ -347,10 +347,13 @@ def no_sizes_losses() -> dict[str, tuple[nn.Module, bool]]:
         made[f"smooth-l1-{reduction}"] = nn.SmoothL1Loss(reduction=reduction), False
         made[f"huber-{reduction}"] = nn.HuberLoss(reduction=reduction), False
         made[f"nll-{reduction}"] = nn.NLLLoss(reduction=reduction), True
+    for reduction in ("mean", "sum", "batchmean"):
+        made[f"kl-{reduction}"] = nn.KLDivLoss(reduction=reduction), False
     return made
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize("rows", [0, 5])
 @pytest.mark.parametrize("sizes", NO_SIZES, ids=str)
 def test_steps_of_no_features(sizes: list[int], rows: int) -> None:

@@ -23,6 +23,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastmlp import _C, FusedMLP, Residual, TrainStep
 
+# What torch says of KLDivLoss's mean.
+pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
+
 SIZES = [7, 19, 13, 5]  # ragged ends for every width of vectors
 CLASSES = SIZES[-1]
 ROWS = 9
@@ -93,6 +96,14 @@ LOSSES = {
     "nll-weight-sum": LossCase(
         lambda: nn.NLLLoss(torch.tensor(WEIGHT), reduction="sum"), "classes", ROWS
     ),
+    "kl": LossCase(nn.KLDivLoss, "probabilities"),
+    "kl-batchmean": LossCase(
+        lambda: nn.KLDivLoss(reduction="batchmean"), "probabilities", CLASSES
+    ),
+    "kl-log": LossCase(lambda: nn.KLDivLoss(log_target=True), "logarithms"),
+    "kl-log-sum": LossCase(
+        lambda: nn.KLDivLoss(reduction="sum", log_target=True), "logarithms", ROWS * CLASSES
+    ),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -160,6 +171,8 @@ def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     if kind == "classes":
         return torch.randint(shape[-1], shape[:-1])
     numbers = torch.randn(shape, dtype=dtype)
+    if kind == "logarithms":
+        return numbers.log_softmax(-1)
     return numbers.softmax(-1) if kind == "probabilities" else numbers
 
 
@@ -872,7 +885,7 @@ def test_correct_takes_the_first_of_equals_and_nan(loss: nn.Module) -> None:
         assert step.correct == int(bad.argmax(1) == label)
 
 
-@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce"])
+@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce", "kl"])
 def test_correct_is_none_without_classes(loss: str) -> None:
     twins = Twins(LOSSES[loss])
     twins.step(*twins.batch())
@@ -1453,6 +1466,10 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
     ),
     "loss-hook": (ValueError, "loss has a hook", lambda: build(loss=hooked_loss())),
     "reduction": (ValueError, "'none'", lambda: build(loss=nn.MSELoss(reduction="none"))),
+    "reduction-kl": (
+        ValueError, "'mean', 'sum' or 'batchmean', got 'none'",
+        lambda: build(loss=nn.KLDivLoss(reduction="none")),
+    ),
     "batchmean": (
         ValueError, "'mean' or 'sum', got 'batchmean'",
         lambda: build(loss=nn.MSELoss(reduction="batchmean")),

@@ -5,6 +5,7 @@
 #include "network/losses/bce_with_logits-inl.h"
 #include "network/losses/cross_entropy-inl.h"
 #include "network/losses/huber-inl.h"
+#include "network/losses/kl_div-inl.h"
 #include "network/losses/l1-inl.h"
 #include "network/losses/mse-inl.h"
 #include "network/losses/nll-inl.h"
@@ -12,4 +13,4 @@
 
 // Their places are their numbers. To add one: its file, and its name in this list.
 using Losses = List<CrossEntropyLoss, CrossEntropyLossOfProbabilities, MSELoss, BCEWithLogitsLoss,
-                    L1Loss, SmoothL1Loss, HuberLoss, NLLLoss>;
+                    L1Loss, SmoothL1Loss, HuberLoss, NLLLoss, KLDivLoss>;
