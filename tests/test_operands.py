@@ -209,8 +209,9 @@ def test_frozen_parameters_may_share_memory() -> None:
         (nn.BCEWithLogitsLoss(), torch.rand(9, 3)),
         (nn.CrossEntropyLoss(), torch.rand(9, 3)),
         (nn.CrossEntropyLoss(), torch.arange(9) % 3),
+        (nn.PoissonNLLLoss(), torch.arange(27).view(9, 3) % 4),
     ],
-    ids=["mse", "bce", "probabilities", "classes"],
+    ids=["mse", "bce", "probabilities", "classes", "counts"],
 )
 @pytest.mark.parametrize("fit", [False, True])
 def test_targets_with_a_negative_bit(loss: nn.Module, y: Tensor, fit: bool) -> None:
@@ -347,6 +348,7 @@ def no_sizes_losses() -> dict[str, tuple[nn.Module, bool]]:
         made[f"smooth-l1-{reduction}"] = nn.SmoothL1Loss(reduction=reduction), False
         made[f"huber-{reduction}"] = nn.HuberLoss(reduction=reduction), False
         made[f"nll-{reduction}"] = nn.NLLLoss(reduction=reduction), True
+        made[f"poisson-{reduction}"] = nn.PoissonNLLLoss(reduction=reduction), False
     for reduction in ("mean", "sum", "batchmean"):
         made[f"kl-{reduction}"] = nn.KLDivLoss(reduction=reduction), False
     return made

@@ -104,6 +104,15 @@ LOSSES = {
     "kl-log-sum": LossCase(
         lambda: nn.KLDivLoss(reduction="sum", log_target=True), "logarithms", ROWS * CLASSES
     ),
+    "poisson": LossCase(nn.PoissonNLLLoss, "counts"),
+    "poisson-full-sum": LossCase(
+        lambda: nn.PoissonNLLLoss(full=True, reduction="sum"), "counts", ROWS * CLASSES
+    ),
+    # An eps with which outputs around 0 have a logarithm.
+    "poisson-rates": LossCase(lambda: nn.PoissonNLLLoss(log_input=False, eps=9.0), "counts"),
+    "poisson-rates-full": LossCase(
+        lambda: nn.PoissonNLLLoss(log_input=False, full=True, eps=9.0), "probabilities"
+    ),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -170,6 +179,8 @@ def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     """For an output of that shape."""
     if kind == "classes":
         return torch.randint(shape[-1], shape[:-1])
+    if kind == "counts":
+        return torch.randint(5, shape).to(dtype)
     numbers = torch.randn(shape, dtype=dtype)
     if kind == "logarithms":
         return numbers.log_softmax(-1)
@@ -437,6 +448,9 @@ ELEMENTWISE = {
 # Options with which a training would soon be one of NaN.
 FRAGILE = {
     "smooth-l1-inf": LossCase(lambda: nn.SmoothL1Loss(beta=torch.inf), "numbers"),
+    "poisson-rates-0": LossCase(
+        lambda: nn.PoissonNLLLoss(log_input=False, full=True, eps=0.0), "counts"
+    ),
 }
 UNUSUAL = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -1.0, 2.5]
 
@@ -1804,12 +1818,25 @@ def test_targets_are_not_broadcast() -> None:
 def test_targets_of_a_whole_type_are_refused() -> None:
     for case in ELEMENTWISE.values():
         twins = Twins(case)
+        if isinstance(twins.loss, nn.PoissonNLLLoss):
+            continue
         x, _ = twins.batch()
         before = Snapshot(twins)
         whole = torch.ones(ROWS, CLASSES, dtype=torch.int64)
         with pytest.raises(RuntimeError, match="expected floating point targets, got Long"):
             twins.step(x, whole)
         before.assert_unchanged()
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.float32])
+def test_counts_of_any_type(kind: torch.dtype) -> None:
+    twins = Twins(LOSSES["poisson-full-sum"])
+    x, y = twins.batch()
+    expected = plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x, y)
+    assert_close(twins.step(x, y.to(kind)), expected, EXACT, "loss")
+    twins.compare()
+    with pytest.raises(RuntimeError, match="expected real targets, got Bool"):
+        twins.step(x, y > 1)
 
 
 def test_autocast_and_modes_are_refused() -> None:

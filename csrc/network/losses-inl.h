@@ -9,8 +9,9 @@
 #include "network/losses/l1-inl.h"
 #include "network/losses/mse-inl.h"
 #include "network/losses/nll-inl.h"
+#include "network/losses/poisson_nll-inl.h"
 #include "network/losses/smooth_l1-inl.h"
 
 // Their places are their numbers. To add one: its file, and its name in this list.
 using Losses = List<CrossEntropyLoss, CrossEntropyLossOfProbabilities, MSELoss, BCEWithLogitsLoss,
-                    L1Loss, SmoothL1Loss, HuberLoss, NLLLoss, KLDivLoss>;
+                    L1Loss, SmoothL1Loss, HuberLoss, NLLLoss, KLDivLoss, PoissonNLLLoss>;
