@@ -210,13 +210,18 @@ def test_frozen_parameters_may_share_memory() -> None:
         (nn.CrossEntropyLoss(), torch.rand(9, 3)),
         (nn.CrossEntropyLoss(), torch.arange(9) % 3),
         (nn.PoissonNLLLoss(), torch.arange(27).view(9, 3) % 4),
+        (nn.GaussianNLLLoss(), (torch.randn(9, 3), torch.rand(9))),
     ],
-    ids=["mse", "bce", "probabilities", "classes", "counts"],
+    ids=["mse", "bce", "probabilities", "classes", "counts", "variances"],
 )
 @pytest.mark.parametrize("fit", [False, True])
-def test_targets_with_a_negative_bit(loss: nn.Module, y: Tensor, fit: bool) -> None:
-    given = torch._neg_view(-y)
-    assert given.is_neg()
+def test_targets_with_a_negative_bit(loss: nn.Module, y: Any, fit: bool) -> None:
+    def promised(t: Tensor) -> Tensor:
+        view = torch._neg_view(-t)
+        assert view.is_neg()
+        return view
+
+    given = tuple(map(promised, y)) if isinstance(y, tuple) else promised(y)
     results = []
     for target in (given, y):
         torch.manual_seed(1)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fused import forced
-from layouts import LAYOUTS, Layout
+from layouts import LAYOUTS, Layout, windows
 from processes import lets_others_run
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -113,6 +113,12 @@ LOSSES = {
     "poisson-rates-full": LossCase(
         lambda: nn.PoissonNLLLoss(log_input=False, full=True, eps=9.0), "probabilities"
     ),
+    "gaussian": LossCase(nn.GaussianNLLLoss, "variances"),
+    "gaussian-full-sum": LossCase(
+        lambda: nn.GaussianNLLLoss(full=True, reduction="sum"), "variances", ROWS * CLASSES
+    ),
+    "gaussian-eps": LossCase(lambda: nn.GaussianNLLLoss(eps=0.9), "variances"),
+    "gaussian-of-rows": LossCase(nn.GaussianNLLLoss, "row-variances"),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -176,12 +182,14 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 
 
 def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """For an output of that shape."""
+    """For an output of that shape: a tensor, or with variances a pair of them."""
     if kind == "classes":
         return torch.randint(shape[-1], shape[:-1])
     if kind == "counts":
         return torch.randint(5, shape).to(dtype)
     numbers = torch.randn(shape, dtype=dtype)
+    if kind.endswith("variances"):
+        return numbers, 0.5 + torch.rand(shape if kind == "variances" else shape[:-1], dtype=dtype)
     if kind == "logarithms":
         return numbers.log_softmax(-1)
     return numbers.softmax(-1) if kind == "probabilities" else numbers
@@ -196,7 +204,7 @@ def plain_step(
     max_grad_norm: float | None = None,
 ) -> Tensor:
     optimizer.zero_grad()
-    value: Tensor = loss(model(x), y)
+    value: Tensor = loss(model(x), *(y if isinstance(y, tuple) else (y,)))
     value.backward()
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -466,13 +474,16 @@ def test_unusual_predictions_and_targets(isa: str, dtype: torch.dtype) -> None:
         if case.make().state_dict():
             continue  # of five
         twins = gradient_twins(case, dtype, torch.zeros(1, 1, dtype=dtype))
-        for z, t in itertools.product(UNUSUAL, UNUSUAL):
+        variances = [0.0, 1e-7, 2.5, torch.inf, torch.nan] if "variances" in case.target else [1.0]
+        for z, t, variance in itertools.product(UNUSUAL, UNUSUAL, variances):
             for model, optimizer in (
                 (twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)
             ):  # fmt: skip
                 model[0].weight.data.fill_(z)
                 optimizer.state.clear()
-            y = torch.tensor([[t]], dtype=dtype)
+            y: Any = torch.tensor([[t]], dtype=dtype)
+            if "variances" in case.target:
+                y = y, torch.full_like(y, variance)
             value = twins.train(torch.ones(1, 1, dtype=dtype), y)
             gradient = (
                 o.state[m[0].weight]["momentum_buffer"]
@@ -481,7 +492,7 @@ def test_unusual_predictions_and_targets(isa: str, dtype: torch.dtype) -> None:
                 )
             )  # fmt: skip
             square = max(abs(x) if math.isfinite(x) else 0 for x in (z, t, 1)) ** 2
-            print(name, z, t)
+            print(name, z, t, variance)
             for actual, expected in (value, gradient):
                 torch.testing.assert_close(
                     actual, expected, rtol=12 * eps, atol=12 * eps * square, equal_nan=True
@@ -743,12 +754,15 @@ def test_moments_that_are_not_finite_stay(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("loss", ["ce", "probabilities-all", "mse", "bce-all-sum"])
+@pytest.mark.parametrize("loss", ["ce", "probabilities-all", "mse", "bce-all-sum", "gaussian"])
 def test_layouts_in_memory(loss: str, layout: Layout) -> None:
     twins = Twins(LOSSES[loss])
     for _ in range(3):
         x, y = twins.batch()
-        y = y.repeat_interleave(2)[::2] if y.dtype == torch.int64 else layout(y)
+        if isinstance(y, tuple):
+            y = layout(y[0]), y[1] if layout is windows else layout(y[1])  # else negative
+        else:
+            y = y.repeat_interleave(2)[::2] if y.dtype == torch.int64 else layout(y)
         assert_close(*twins.train(layout(x), y), EXACT, "loss")
     twins.compare()
 
@@ -899,7 +913,7 @@ def test_correct_takes_the_first_of_equals_and_nan(loss: nn.Module) -> None:
         assert step.correct == int(bad.argmax(1) == label)
 
 
-@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce", "kl"])
+@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce", "kl", "gaussian"])
 def test_correct_is_none_without_classes(loss: str) -> None:
     twins = Twins(LOSSES[loss])
     twins.step(*twins.batch())
@@ -1246,6 +1260,7 @@ def test_the_input_as_its_own_target_and_as_a_parameter() -> None:
         ("mse", "adamw", torch.float32),
         ("bce", "sgd-nesterov-decay", torch.float64),
         ("nll", "sgd-momentum", torch.float32),
+        ("gaussian-full-sum", "sgd", torch.float64),
     ],
 )
 def test_bits_do_not_depend_on_threads(
@@ -1810,9 +1825,10 @@ def test_targets_are_not_broadcast() -> None:
     for case in ELEMENTWISE.values():
         twins = Twins(case)
         x, y = twins.batch()
+        y, *variance = y if isinstance(y, tuple) else (y,)
         for bad in (y[:1], y[:, :1], y[0], y[None]):
             with pytest.raises(ValueError, match="like the model's output"):
-                twins.step(x, bad)
+                twins.step(x, (bad, *variance) if variance else bad)
 
 
 def test_targets_of_a_whole_type_are_refused() -> None:
@@ -1820,11 +1836,11 @@ def test_targets_of_a_whole_type_are_refused() -> None:
         twins = Twins(case)
         if isinstance(twins.loss, nn.PoissonNLLLoss):
             continue
-        x, _ = twins.batch()
+        x, y = twins.batch()
         before = Snapshot(twins)
         whole = torch.ones(ROWS, CLASSES, dtype=torch.int64)
         with pytest.raises(RuntimeError, match="expected floating point targets, got Long"):
-            twins.step(x, whole)
+            twins.step(x, (whole, y[1]) if isinstance(y, tuple) else whole)
         before.assert_unchanged()
 
 
@@ -1837,6 +1853,79 @@ def test_counts_of_any_type(kind: torch.dtype) -> None:
     twins.compare()
     with pytest.raises(RuntimeError, match="expected real targets, got Bool"):
         twins.step(x, y > 1)
+
+
+def test_variances_in_the_shapes_that_torch_broadcasts() -> None:
+    for rows, shapes in (
+        ((ROWS,), [(ROWS, CLASSES), (ROWS,), (ROWS, 1), (1, CLASSES)]),
+        ((2, 3), [(2, 3, CLASSES), (2, 3), (2, 3, 1), (2, 1, CLASSES), (1, 3, CLASSES)]),
+        ((), [(CLASSES,), (), (1,)]),
+    ):
+        twins = Twins(LOSSES["gaussian"])
+        x = torch.randn(*rows, SIZES[0], dtype=torch.float64)
+        y = torch.randn(*rows, CLASSES, dtype=torch.float64)
+        for shape in shapes:
+            var = 0.5 + torch.rand(shape, dtype=torch.float64)
+            assert_close(*twins.train(x, (y, var)), EXACT, f"variances of {shape}")
+        assert_close(*twins.train(x, (y, 0.7)), EXACT, "a variance that is a number")
+        twins.compare()
+
+
+@pytest.mark.parametrize(
+    ("var", "error", "message"),
+    [
+        (torch.ones(()), ValueError, "var is of incorrect size"),
+        (torch.ones(CLASSES), ValueError, "var is of incorrect size"),
+        (torch.ones(1, 1), ValueError, "var is of incorrect size"),
+        (torch.ones(ROWS - 1), ValueError, "var is of incorrect size"),
+        (torch.ones(ROWS, CLASSES, 1), ValueError, "var is of incorrect size"),
+        (torch.ones(ROWS).index_fill_(0, torch.tensor(3), -1e-9), ValueError, "var has negative"),
+        (-0.5, ValueError, "var has negative entry/entries"),
+        (torch.ones(ROWS, dtype=torch.int64), RuntimeError, "floating point variances, got Long"),
+        (1, TypeError, "var to be a torch.Tensor, got int"),
+        (None, TypeError, "var to be a torch.Tensor, got NoneType"),
+        (torch.ones(ROWS, device="meta"), RuntimeError, "var on the CPU"),
+        (torch.ones(ROWS, requires_grad=True), RuntimeError, "the var requires a gradient"),
+    ],
+)  # fmt: skip
+def test_variances_that_are_refused(var: Any, error: type[Exception], message: str) -> None:
+    """With torch's exception, where torch refuses them."""
+    twins = Twins(LOSSES["gaussian"], OPTIMIZERS["adam"])
+    x, (y, _) = twins.batch()
+    before = Snapshot(twins)
+    with pytest.raises(error, match=message):
+        twins.step(x, (y, var))
+    before.assert_unchanged()
+    if error is ValueError:
+        with pytest.raises(ValueError, match=message):
+            twins.plain_loss(twins.plain(x), y, var)
+    for given in (y, (y,), (y, y, y)):
+        with pytest.raises(TypeError, match=r"target of GaussianNLLLoss to be a pair"):
+            twins.step(x, given)
+    other = Twins(LOSSES["mse"])
+    with pytest.raises(TypeError, match=r"target to be a torch\.Tensor, got tuple"):
+        other.step(x, (y, y))
+
+
+def test_logarithms_of_any_number(isa: str, dtype: torch.dtype) -> None:
+    """log(v) / 2 is what the loss of a variance v is where prediction and target are equal.
+
+    Its terms are no greater than it but near 1, where it has one that is not 0; each is rounded a
+    few times.
+    """
+    limits = torch.finfo(dtype)
+    most, least = math.log2(limits.max), math.log2(limits.smallest_normal * limits.eps)
+    exponents = torch.arange(math.ceil(least), math.floor(most), 1.37, dtype=torch.float64)
+    near = 1 + torch.arange(-40, 40, dtype=torch.float64) * limits.eps
+    ends = torch.tensor([limits.max, torch.inf, torch.nan], dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(1, 1, bias=False, dtype=dtype))
+    step = TrainStep(model, nn.GaussianNLLLoss(eps=0.0), SGD(model.parameters(), 0.0))
+    zero = torch.zeros(1, 1, dtype=dtype)
+    for v in torch.cat((2**exponents, 2 ** exponents.round(), near, ends)).to(dtype):
+        actual = 2 * step(zero, (zero, v.expand(1, 1))).double()
+        expected = v.double().log()
+        print(v)
+        torch.testing.assert_close(actual, expected, rtol=4 * limits.eps, atol=0, equal_nan=True)
 
 
 def test_autocast_and_modes_are_refused() -> None:

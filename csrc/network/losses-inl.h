@@ -4,6 +4,7 @@
 // … and those that are written with it, or without.
 #include "network/losses/bce_with_logits-inl.h"
 #include "network/losses/cross_entropy-inl.h"
+#include "network/losses/gaussian_nll-inl.h"
 #include "network/losses/huber-inl.h"
 #include "network/losses/kl_div-inl.h"
 #include "network/losses/l1-inl.h"
@@ -13,5 +14,6 @@
 #include "network/losses/smooth_l1-inl.h"
 
 // Their places are their numbers. To add one: its file, and its name in this list.
-using Losses = List<CrossEntropyLoss, CrossEntropyLossOfProbabilities, MSELoss, BCEWithLogitsLoss,
-                    L1Loss, SmoothL1Loss, HuberLoss, NLLLoss, KLDivLoss, PoissonNLLLoss>;
+using Losses =
+    List<CrossEntropyLoss, CrossEntropyLossOfProbabilities, MSELoss, BCEWithLogitsLoss, L1Loss,
+         SmoothL1Loss, HuberLoss, NLLLoss, KLDivLoss, PoissonNLLLoss, GaussianNLLLoss>;
