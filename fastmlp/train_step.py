@@ -57,8 +57,10 @@ class TrainStep:
         model: a :class:`FusedMLP`, or a ``torch.nn.Sequential`` (nested or not) of ``nn.Linear``
             and activations that :mod:`fastmlp.functional` knows, of ``nn.Dropout`` and
             :class:`Residual`, float32 or float64, on the CPU.
-        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``, reduction "mean"
-            or "sum".
+        loss: of ``torch.nn``, ``CrossEntropyLoss``, ``NLLLoss``, ``BCEWithLogitsLoss``,
+            ``KLDivLoss``, ``MSELoss``, ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``,
+            ``PoissonNLLLoss`` or ``GaussianNLLLoss``, with all of their options; reduction "mean"
+            or "sum", of KLDivLoss also "batchmean".
         optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over the model's parameters, or some
             of them.
         max_grad_norm: clips the norm of the gradients of all the optimizer's trainable parameters
@@ -119,8 +121,10 @@ class TrainStep:
 
         Args:
             x: input `(..., in_features)` of the parameters' dtype.
-            y: CrossEntropyLoss: classes `(...)`, int64 or uint8, or probabilities of the output's
-                shape; MSELoss and BCEWithLogitsLoss: of the output's shape.
+            y: CrossEntropyLoss and NLLLoss: classes `(...)`, int64 or uint8, or of CrossEntropyLoss
+                probabilities of the output's shape; PoissonNLLLoss: floating point or whole
+                numbers, of the others floating point, of the output's shape. GaussianNLLLoss: a
+                pair `(y, var)` with var as in torch, a tensor or a float, which gets no gradient.
 
         Returns:
             The loss before the update, without dimensions, of the parameters' dtype. A loss that is
@@ -130,7 +134,7 @@ class TrainStep:
         Raises:
             RuntimeError: the model, the loss or the optimizer has become one that the step cannot
                 honour. Nothing has been modified then.
-            ValueError: x and y do not fit together.
+            TypeError, ValueError: x and y do not fit together.
             IndexError: a class out of bounds.
         """
         loss = _C.train_step(self, x, y)
@@ -167,7 +171,9 @@ class TrainStep:
                 data set of :mod:`fastmlp.data`; or a ``Subset`` of these. Inputs `[rows, ...]`,
                 flattened to the model's in_features, of uint8, or of float32 or float64, which is
                 brought to the parameters' dtype; targets `[rows, ...]` as ``step(x, y)`` takes
-                them, or classes of any whole type, or `[rows]` for a model of one output.
+                them, or classes of any whole type, or `[rows]` for a model of one output. For
+                GaussianNLLLoss ``(inputs, (targets, variances))``, with variances `[rows, ...]` or
+                a float.
             batch_size: rows of a batch.
             epochs: how many.
             shuffle, generator, drop_last: as of ``torch.utils.data.DataLoader``.
