@@ -14,6 +14,9 @@ class BuildInfo(TypedDict):
 # csrc/network: names, in the order of their numbers
 ACTIVATIONS: tuple[str, ...]
 LOSSES: tuple[str, ...]
+# … of which targets may be classes, and which take variances beside them
+CLASS_LOSSES: tuple[str, ...]
+VARIANCE_LOSSES: tuple[str, ...]
 OPTIMIZERS: tuple[str, ...]
 # name, torch.nn's class, ATen's operator, parameters, and an attribute of the class and its value
 ACTIVATION_INFOS: tuple[tuple[str, str, str, dict[str, float], str | None, str | None], ...]
@@ -33,12 +36,12 @@ def why_plain(
     input: Tensor, operands: list[Tensor], program: list[int], constants: list[float], /
 ) -> str | None: ...
 def run_modules(modules: dict[str, Module], input: Tensor, /) -> Tensor | None: ...
-def train_step(step: Any, input: Tensor, target: Tensor, /) -> Tensor | None: ...
+def train_step(step: Any, input: Tensor, target: Any, /) -> Tensor | None: ...
 def train_steps(
     step: Any,
     buffer: Tensor,
     inputs: Tensor,
-    targets: Tensor,
+    targets: Any,
     order: Tensor,
     batch_size: int,
     scale: float,

@@ -46,6 +46,7 @@ class Table(NamedTuple):
     scale: float
     shift: float
     rows: Tensor | None = None  # int64: those of a Subset, in its order; None: all
+    variances: Tensor | float | None = None  # of the targets, where the loss takes them
 
     @property
     def size(self) -> int:
@@ -131,6 +132,21 @@ def _parts(dataset: Any) -> tuple[Tensor, Tensor, float, float, Tensor | None]:
         "fastmlp.TrainStep.fit: expected (inputs, targets) of tensors or arrays, a TensorDataset "
         f"of two tensors, a data set of fastmlp.data, or a Subset of these, got {_named(dataset)}. "
         f"{_OTHERWISE}"
+    )
+
+
+def without_variances(dataset: Any) -> tuple[tuple[Any, Any], Tensor | float]:
+    """`(inputs, targets)` and the variances of `(inputs, (targets, variances))`."""
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2:
+        inputs, pair = dataset
+        if isinstance(pair, (tuple, list)) and len(pair) == 2:
+            targets, given = pair
+            variances = given if isinstance(given, float) else _as_tensor(given)
+            if variances is not None:
+                return (inputs, targets), variances
+    raise TypeError(
+        "fastmlp.TrainStep.fit: expected (inputs, (targets, variances)) of tensors or arrays, got "
+        f"{_named(dataset)}. {_OTHERWISE}"
     )
 
 

@@ -25,6 +25,8 @@ __all__ = ["TrainStep"]
 # torch's classes, in the order of the extension's lists; a loss whose targets may be of two kinds
 # stands there twice.
 _LOSSES = [getattr(nn, name) for name in _C.LOSSES]
+_CLASS_LOSSES = {getattr(nn, name) for name in _C.CLASS_LOSSES}
+_VARIANCE_LOSSES = {getattr(nn, name) for name in _C.VARIANCE_LOSSES}
 _OPTIMIZERS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
 _C.know_training(_LOSSES, _OPTIMIZERS)
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -55,8 +57,10 @@ class TrainStep:
         model: a :class:`FusedMLP`, or a ``torch.nn.Sequential`` (nested or not) of ``nn.Linear``
             and activations that :mod:`fastmlp.functional` knows, of ``nn.Dropout`` and
             :class:`Residual`, float32 or float64, on the CPU.
-        loss: ``nn.CrossEntropyLoss``, ``nn.MSELoss`` or ``nn.BCEWithLogitsLoss``, reduction "mean"
-            or "sum".
+        loss: of ``torch.nn``, ``CrossEntropyLoss``, ``NLLLoss``, ``BCEWithLogitsLoss``,
+            ``KLDivLoss``, ``MSELoss``, ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``,
+            ``PoissonNLLLoss`` or ``GaussianNLLLoss``, with all of their options; reduction "mean"
+            or "sum", of KLDivLoss also "batchmean".
         optimizer: ``torch.optim.SGD``, ``Adam``, ``AdamW``, ``RMSprop``, ``Adagrad``, ``NAdam``,
             ``RAdam``, ``Adamax`` or ``Adadelta`` (the extension's list) over the model's
             parameters, or some of them.
@@ -122,13 +126,15 @@ class TrainStep:
             *_GLOBAL_OPTIMIZER_HOOKS,
         )
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor | tuple[Tensor, Tensor | float]) -> Tensor:
         """Trains on one batch.
 
         Args:
             x: input `(..., in_features)` of the parameters' dtype.
-            y: CrossEntropyLoss: classes `(...)`, int64 or uint8, or probabilities of the output's
-                shape; MSELoss and BCEWithLogitsLoss: of the output's shape.
+            y: CrossEntropyLoss and NLLLoss: classes `(...)`, int64 or uint8, or of CrossEntropyLoss
+                probabilities of the output's shape; PoissonNLLLoss: floating point or whole
+                numbers, of the others floating point, of the output's shape. GaussianNLLLoss: a
+                pair `(y, var)` with var as in torch, a tensor or a float, which gets no gradient.
 
         Returns:
             The loss before the update, without dimensions, of the parameters' dtype. A loss that is
@@ -138,7 +144,7 @@ class TrainStep:
         Raises:
             RuntimeError: the model, the loss or the optimizer has become one that the step cannot
                 honour. Nothing has been modified then.
-            ValueError: x and y do not fit together.
+            TypeError, ValueError: x and y do not fit together.
             IndexError: a class out of bounds.
         """
         loss = _C.train_step(self, x, y)
@@ -175,7 +181,9 @@ class TrainStep:
                 data set of :mod:`fastmlp.data`; or a ``Subset`` of these. Inputs `[rows, ...]`,
                 flattened to the model's in_features, of uint8, or of float32 or float64, which is
                 brought to the parameters' dtype; targets `[rows, ...]` as ``step(x, y)`` takes
-                them, or classes of any whole type, or `[rows]` for a model of one output.
+                them, or classes of any whole type, or `[rows]` for a model of one output. For
+                GaussianNLLLoss ``(inputs, (targets, variances))``, with variances `[rows, ...]` or
+                a float.
             batch_size: rows of a batch.
             epochs: how many.
             shuffle, generator, drop_last: as of ``torch.utils.data.DataLoader``.
@@ -195,15 +203,26 @@ class TrainStep:
             TypeError, ValueError: data or arguments that do not fit; what ``step(x, y)`` raises.
         """
         # It imports torch's data tools.
-        from fastmlp._fit import Fit, TableSteps, as_columns, as_table, epoch_order
+        from fastmlp._fit import (
+            Fit,
+            TableSteps,
+            as_columns,
+            as_table,
+            epoch_order,
+            without_variances,
+        )
 
         batch_size = _positive("batch_size", batch_size)
         epochs = _positive("epochs", epochs)
         callback_every = _positive("callback_every", callback_every)
         last = self._read_model().layers[-1].weight
-        crosses = type(self.loss) is nn.CrossEntropyLoss
-        table = as_table(dataset, normalize, last.dtype, classes=crosses)
-        table = table._replace(targets=as_columns(table.targets, len(last), crosses))
+        takes_classes = type(self.loss) in _CLASS_LOSSES
+        variances = None
+        if type(self.loss) in _VARIANCE_LOSSES:
+            dataset, variances = without_variances(dataset)
+        table = as_table(dataset, normalize, last.dtype, classes=takes_classes)
+        targets = as_columns(table.targets, len(last), takes_classes)
+        table = table._replace(targets=targets, variances=variances)
         rows, features = table.size, table.inputs.shape[1]
         used = rows - rows % batch_size if drop_last else rows
         if used == 0:
@@ -214,7 +233,7 @@ class TrainStep:
         batch_size = min(batch_size, rows)
         batches = math.ceil(used / batch_size)
         buffer = torch.empty(batch_size, features, dtype=last.dtype, device=last.device)
-        classes = crosses and not table.targets.is_floating_point()
+        classes = takes_classes and not table.targets.is_floating_point()
 
         def order() -> Tensor:
             chosen = epoch_order(rows, shuffle, generator)[:used]
@@ -237,9 +256,11 @@ class TrainStep:
 
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
         """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
-
+        targets: Any = table.targets
+        if table.variances is not None:
+            targets = targets, table.variances
         result = _C.train_steps(
-            self, buffer, table.inputs, table.targets, order, len(buffer), table.scale, table.shift
+            self, buffer, table.inputs, targets, order, len(buffer), table.scale, table.shift
         )
         if result is None:
             raise self._unreadable(buffer)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from states import assert_same as assert_same_state
-from test_train_step import OPTIMIZERS
+from test_train_step import CLASSES, LOSSES, OPTIMIZERS, target
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -121,6 +121,83 @@ def test_reports_and_error() -> None:
     assert seen[1].error == pytest.approx(wrong[40:80].double().mean().item())
     assert seen[2].error == pytest.approx(wrong[80:].double().mean().item())
     assert step.correct == 5 - int(wrong[90:].sum())
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fit_makes_the_steps_of_every_loss(loss: str, dtype: torch.dtype) -> None:
+    """To the bit, and its report is of their losses and of their wrong predictions."""
+    case, rows, size = LOSSES[loss], 53, 16
+    x = torch.randn(rows, SIZES[0], dtype=dtype)
+    y = target(case.target, (rows, CLASSES), dtype)
+    models = [FusedMLP([*SIZES[:2], CLASSES], dtype=dtype)]
+    models.append(copy.deepcopy(models[0]))
+    fitted, stepped = (
+        TrainStep(m, case.make().to(dtype), torch.optim.SGD(m.parameters(), 0.01 / case.size))
+        for m in models
+    )
+    [report] = fitted.fit((x, y), size, shuffle=False, progress=False)
+    losses, correct = 0.0, 0
+    for first in range(0, rows, size):
+        part = slice(first, first + size)
+        batch = tuple(t[part] for t in y) if isinstance(y, tuple) else y[part]
+        losses += float(stepped(x[part], batch)) * len(x[part])
+        correct += stepped.correct or 0
+    assert report.loss == pytest.approx(losses / rows, rel=1e-12, nan_ok=True)
+    if case.target == "classes":
+        ignored = int((y == stepped.loss.ignore_index).sum())
+        counted = rows - ignored
+        assert report.error == pytest.approx((counted - correct) / counted)
+    else:
+        assert report.error is None
+    for a, b in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_variances_of_any_kind(outputs: int) -> None:
+    """Of each row, of each number, one for all, of NumPy; and they are gathered as the rows are."""
+    x, y = torch.randn(40, 6), torch.randn(40, outputs)
+    var = 0.5 + torch.rand(40)
+    results = []
+    for given in (var, var[:, None], var[:, None].expand(-1, outputs), var.numpy(),
+                  var.double(), torch.full((40, outputs), 0.75), 0.75):  # fmt: skip
+        torch.manual_seed(0)
+        model = FusedMLP([6, outputs])
+        step = TrainStep(model, nn.GaussianNLLLoss(), torch.optim.SGD(model.parameters(), 0.1))
+        step.fit((x, (y, given)), 7, progress=False, generator=torch.Generator().manual_seed(2))
+        results.append(list(model.parameters()))
+    for of, other in ((0, 1), (0, 2), (0, 3), (0, 4), (5, 6)):
+        for a, b in zip(results[of], results[other], strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(results[0][0], results[5][0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "message"),
+    [
+        (torch.randn(9, 3), TypeError, r"expected \(inputs, \(targets, variances\)\)"),
+        ((torch.randn(9, 3),) * 3, TypeError, r"expected \(inputs, \(targets, variances\)\)"),
+        ((torch.randn(9, 3), 1), TypeError, r"expected \(inputs, \(targets, variances\)\)"),
+        ((torch.randn(9, 3), torch.ones(8)), ValueError, "as many variances as targets"),
+        ((torch.randn(9, 3), torch.ones(1, 3)), ValueError, "as many variances as targets"),
+        ((torch.randn(9, 3), torch.tensor(1.0)), ValueError, "as many variances as targets"),
+        ((torch.randn(9, 3), torch.ones(9, 2)), ValueError, "var is of incorrect size"),
+        ((torch.randn(9, 3), -torch.ones(9)), ValueError, "var has negative entry/entries"),
+        ((torch.randn(9, 3), -1.0), ValueError, "var has negative entry/entries"),
+    ],
+)
+def test_variances_that_do_not_fit(targets: Any, error: type[Exception], message: str) -> None:
+    model = FusedMLP([6, 3])
+    before = [p.detach().clone() for p in model.parameters()]
+    step = TrainStep(model, nn.GaussianNLLLoss(), torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(error, match=message):
+        step.fit((torch.randn(9, 6), targets), 4, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    step = TrainStep(model, nn.MSELoss(), step.optimizer)
+    with pytest.raises(TypeError, match=r"expected \(inputs, targets\)"):
+        step.fit((torch.randn(9, 6), (torch.randn(9, 3), torch.ones(9))), 4, progress=False)
 
 
 def test_regression_has_no_error() -> None:

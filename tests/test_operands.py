@@ -209,13 +209,19 @@ def test_frozen_parameters_may_share_memory() -> None:
         (nn.BCEWithLogitsLoss(), torch.rand(9, 3)),
         (nn.CrossEntropyLoss(), torch.rand(9, 3)),
         (nn.CrossEntropyLoss(), torch.arange(9) % 3),
+        (nn.PoissonNLLLoss(), torch.arange(27).view(9, 3) % 4),
+        (nn.GaussianNLLLoss(), (torch.randn(9, 3), torch.rand(9))),
     ],
-    ids=["mse", "bce", "probabilities", "classes"],
+    ids=["mse", "bce", "probabilities", "classes", "counts", "variances"],
 )
 @pytest.mark.parametrize("fit", [False, True])
-def test_targets_with_a_negative_bit(loss: nn.Module, y: Tensor, fit: bool) -> None:
-    given = torch._neg_view(-y)
-    assert given.is_neg()
+def test_targets_with_a_negative_bit(loss: nn.Module, y: Any, fit: bool) -> None:
+    def promised(t: Tensor) -> Tensor:
+        view = torch._neg_view(-t)
+        assert view.is_neg()
+        return view
+
+    given = tuple(map(promised, y)) if isinstance(y, tuple) else promised(y)
     results = []
     for target in (given, y):
         torch.manual_seed(1)
@@ -343,10 +349,18 @@ def no_sizes_losses() -> dict[str, tuple[nn.Module, bool]]:
                 made[f"ce-{reduction}-{smoothing}-{'classes' if classes else 'p'}"] = loss, classes
         made[f"mse-{reduction}"] = nn.MSELoss(reduction=reduction), False
         made[f"bce-{reduction}"] = nn.BCEWithLogitsLoss(reduction=reduction), False
+        made[f"l1-{reduction}"] = nn.L1Loss(reduction=reduction), False
+        made[f"smooth-l1-{reduction}"] = nn.SmoothL1Loss(reduction=reduction), False
+        made[f"huber-{reduction}"] = nn.HuberLoss(reduction=reduction), False
+        made[f"nll-{reduction}"] = nn.NLLLoss(reduction=reduction), True
+        made[f"poisson-{reduction}"] = nn.PoissonNLLLoss(reduction=reduction), False
+    for reduction in ("mean", "sum", "batchmean"):
+        made[f"kl-{reduction}"] = nn.KLDivLoss(reduction=reduction), False
     return made
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize("rows", [0, 5])
 @pytest.mark.parametrize("sizes", NO_SIZES, ids=str)
 def test_steps_of_no_features(sizes: list[int], rows: int) -> None:

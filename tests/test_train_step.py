@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import itertools
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from fused import forced
-from layouts import LAYOUTS, Layout
+from layouts import LAYOUTS, Layout, windows
 from processes import lets_others_run
 from torch import Tensor, nn
 from torch.optim import (
@@ -32,6 +34,9 @@ from torch.optim import (
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastmlp import _C, FusedMLP, Residual, TrainStep
+
+# What torch says of KLDivLoss's mean.
+pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 
 SIZES = [7, 19, 13, 5]  # ragged ends for every width of vectors
 CLASSES = SIZES[-1]
@@ -85,6 +90,47 @@ LOSSES = {
     ),
     "mse": LossCase(nn.MSELoss, "numbers"),
     "mse-sum": LossCase(lambda: nn.MSELoss(reduction="sum"), "numbers", ROWS * CLASSES),
+    "l1": LossCase(nn.L1Loss, "numbers"),
+    "l1-sum": LossCase(lambda: nn.L1Loss(reduction="sum"), "numbers", ROWS * CLASSES),
+    "smooth-l1": LossCase(nn.SmoothL1Loss, "numbers"),
+    "smooth-l1-beta-sum": LossCase(
+        lambda: nn.SmoothL1Loss(beta=0.3, reduction="sum"), "numbers", ROWS * CLASSES
+    ),
+    "smooth-l1-zero": LossCase(lambda: nn.SmoothL1Loss(beta=0), "numbers"),
+    "huber": LossCase(nn.HuberLoss, "numbers"),
+    "huber-delta-sum": LossCase(
+        lambda: nn.HuberLoss(delta=0.4, reduction="sum"), "numbers", ROWS * CLASSES
+    ),
+    "nll": LossCase(nn.NLLLoss, "classes"),
+    "nll-weight-ignore": LossCase(
+        lambda: nn.NLLLoss(torch.tensor(WEIGHT), ignore_index=3), "classes"
+    ),
+    "nll-weight-sum": LossCase(
+        lambda: nn.NLLLoss(torch.tensor(WEIGHT), reduction="sum"), "classes", ROWS
+    ),
+    "kl": LossCase(nn.KLDivLoss, "probabilities"),
+    "kl-batchmean": LossCase(
+        lambda: nn.KLDivLoss(reduction="batchmean"), "probabilities", CLASSES
+    ),
+    "kl-log": LossCase(lambda: nn.KLDivLoss(log_target=True), "logarithms"),
+    "kl-log-sum": LossCase(
+        lambda: nn.KLDivLoss(reduction="sum", log_target=True), "logarithms", ROWS * CLASSES
+    ),
+    "poisson": LossCase(nn.PoissonNLLLoss, "counts"),
+    "poisson-full-sum": LossCase(
+        lambda: nn.PoissonNLLLoss(full=True, reduction="sum"), "counts", ROWS * CLASSES
+    ),
+    # An eps with which outputs around 0 have a logarithm.
+    "poisson-rates": LossCase(lambda: nn.PoissonNLLLoss(log_input=False, eps=9.0), "counts"),
+    "poisson-rates-full": LossCase(
+        lambda: nn.PoissonNLLLoss(log_input=False, full=True, eps=9.0), "probabilities"
+    ),
+    "gaussian": LossCase(nn.GaussianNLLLoss, "variances"),
+    "gaussian-full-sum": LossCase(
+        lambda: nn.GaussianNLLLoss(full=True, reduction="sum"), "variances", ROWS * CLASSES
+    ),
+    "gaussian-eps": LossCase(lambda: nn.GaussianNLLLoss(eps=0.9), "variances"),
+    "gaussian-of-rows": LossCase(nn.GaussianNLLLoss, "row-variances"),
     "bce": LossCase(bce, "probabilities"),
     "bce-weight": LossCase(lambda: bce(weight=True), "probabilities"),
     "bce-pos-weight": LossCase(lambda: bce(pos_weight=True), "probabilities"),
@@ -190,11 +236,17 @@ KINDS = [getattr(torch.optim, name) for name in _C.OPTIMIZERS]
 DEFAULTS = [name for name in OPTIMIZERS if "-" not in name]  # one of each kind
 
 
-def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """For an output of that shape."""
+def target(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """For an output of that shape: a tensor, or with variances a pair of them."""
     if kind == "classes":
         return torch.randint(shape[-1], shape[:-1])
+    if kind == "counts":
+        return torch.randint(5, shape).to(dtype)
     numbers = torch.randn(shape, dtype=dtype)
+    if kind.endswith("variances"):
+        return numbers, 0.5 + torch.rand(shape if kind == "variances" else shape[:-1], dtype=dtype)
+    if kind == "logarithms":
+        return numbers.log_softmax(-1)
     return numbers.softmax(-1) if kind == "probabilities" else numbers
 
 
@@ -203,11 +255,11 @@ def plain_step(
     loss: nn.Module,
     optimizer: Optimizer,
     x: Tensor,
-    y: Tensor,
+    y: Any,
     max_grad_norm: float | None = None,
 ) -> Tensor:
     optimizer.zero_grad()
-    value: Tensor = loss(model(x), y)
+    value: Tensor = loss(model(x), *(y if isinstance(y, tuple) else (y,)))
     value.backward()
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -277,13 +329,13 @@ class Twins:
         self.plain_optimizer = make_optimizer(self.plain, 1 / loss.size)
         self.step = TrainStep(self.model, self.loss, self.optimizer, max_grad_norm=max_grad_norm)
 
-    def batch(self, *rows: int) -> tuple[Tensor, Tensor]:
+    def batch(self, *rows: int) -> tuple[Tensor, Any]:
         linears = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
         shape = rows or (ROWS,)
         x = torch.randn(*shape, linears[0].in_features, dtype=self.dtype)
         return x, target(self.case.target, (*shape, linears[-1].out_features), self.dtype)
 
-    def train(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, x: Tensor, y: Any) -> tuple[Tensor, Tensor]:
         """A step of both, from one state of the generator to one; their losses."""
         state = torch.get_rng_state()
         expected = plain_step(
@@ -415,7 +467,7 @@ def test_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
         Twins(LOSSES["ce"], make_optimizer, dtype).check(5, relative)
 
 
-@pytest.mark.parametrize("loss", ["ce", "ce-all", "probabilities-all", "mse", "bce"])
+@pytest.mark.parametrize("loss", ["ce", "ce-all", "probabilities-all", "mse", "bce", "nll"])
 @pytest.mark.parametrize("outputs", [1, 2, 16, 37])
 def test_many_rows_and_any_number_of_outputs(isa: str, loss: str, outputs: int) -> None:
     """More rows than are summed at a time, fewer and more outputs than a vector has numbers."""
@@ -428,6 +480,84 @@ def test_many_rows_and_any_number_of_outputs(isa: str, loss: str, outputs: int) 
     if outputs == 1 and "ignore_index" in loss:
         pytest.skip("nothing would be left")
     twins.check(3, EXACT, 150)
+
+
+def gradient_twins(case: LossCase, dtype: torch.dtype, predictions: Tensor) -> Twins:
+    """Twins whose model gives these predictions [rows, outputs] for the identity, and whose
+    momentum is after a step the loss's gradient."""
+    rows, outputs = predictions.shape
+    model = nn.Sequential(nn.Linear(rows, outputs, bias=False, dtype=dtype))
+    with torch.no_grad():
+        model[0].weight.copy_(predictions.t())
+    return Twins(case, sgd(lr=1.0, momentum=0.5), dtype, model)
+
+
+def test_every_loss_of_any_size(isa: str, dtype: torch.dtype) -> None:
+    """Its value and its gradient: parts of 64 rows, and vectors of 4 to 16 numbers."""
+    for name, case in LOSSES.items():
+        has_five = bool(case.make().state_dict()) or "weight" in name or "all" in name
+        for outputs in (CLASSES,) if has_five else (1, CLASSES, 16, 37):
+            for rows in (1, 15, 16, 17, 31, 32, 33, 65, 150):
+                print(name, outputs, rows)  # pytest shows what it was that failed
+                twins = gradient_twins(case, dtype, torch.randn(rows, outputs, dtype=dtype))
+                y = target(case.target, (rows, outputs), dtype)
+                relative = EXACT
+                if dtype == torch.float32:
+                    relative = float32_bound(1, [rows, outputs], rows)
+                assert_close(*twins.train(torch.eye(rows, dtype=dtype), y), relative, "loss")
+                twins.compare(relative)
+
+
+# Those of each element alone; of the others a row's elements depend on each other.
+ELEMENTWISE = {
+    name: case
+    for name, case in LOSSES.items()
+    if not isinstance(case.make(), (nn.CrossEntropyLoss, nn.NLLLoss))
+}
+# Options with which a training would soon be one of NaN.
+FRAGILE = {
+    "smooth-l1-inf": LossCase(lambda: nn.SmoothL1Loss(beta=torch.inf), "numbers"),
+    "poisson-rates-0": LossCase(
+        lambda: nn.PoissonNLLLoss(log_input=False, full=True, eps=0.0), "counts"
+    ),
+}
+UNUSUAL = [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 0.3, 1.0, -1.0, 2.5]
+
+
+def test_unusual_predictions_and_targets(isa: str, dtype: torch.dtype) -> None:
+    """Each beside each, in every loss of elements: its value and its gradient are torch's.
+
+    What is finite has gone through a dozen roundings, of exponentials and logarithms some, of
+    terms that are no greater than the values' squares or the greatest result.
+    """
+    eps = torch.finfo(dtype).eps
+    for name, case in (ELEMENTWISE | FRAGILE).items():
+        if case.make().state_dict():
+            continue  # of five
+        twins = gradient_twins(case, dtype, torch.zeros(1, 1, dtype=dtype))
+        variances = [0.0, 1e-7, 2.5, torch.inf, torch.nan] if "variances" in case.target else [1.0]
+        for z, t, variance in itertools.product(UNUSUAL, UNUSUAL, variances):
+            for model, optimizer in (
+                (twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)
+            ):  # fmt: skip
+                model[0].weight.data.fill_(z)
+                optimizer.state.clear()
+            y: Any = torch.tensor([[t]], dtype=dtype)
+            if "variances" in case.target:
+                y = y, torch.full_like(y, variance)
+            value = twins.train(torch.ones(1, 1, dtype=dtype), y)
+            gradient = (
+                o.state[m[0].weight]["momentum_buffer"]
+                for m, o in (
+                    (twins.model, twins.optimizer), (twins.plain, twins.plain_optimizer)
+                )
+            )  # fmt: skip
+            square = max(abs(x) if math.isfinite(x) else 0 for x in (z, t, 1)) ** 2
+            print(name, z, t, variance)
+            for actual, expected in (value, gradient):
+                torch.testing.assert_close(
+                    actual, expected, rtol=12 * eps, atol=12 * eps * square, equal_nan=True
+                )
 
 
 MODELS: dict[str, Callable[[], nn.Sequential]] = {
@@ -708,29 +838,32 @@ def test_moments_that_are_not_finite_stay(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("loss", ["ce", "probabilities-all", "mse", "bce-all-sum"])
+@pytest.mark.parametrize("loss", ["ce", "probabilities-all", "mse", "bce-all-sum", "gaussian"])
 def test_layouts_in_memory(loss: str, layout: Layout) -> None:
     twins = Twins(LOSSES[loss])
     for _ in range(3):
         x, y = twins.batch()
-        y = y.repeat_interleave(2)[::2] if y.dtype == torch.int64 else layout(y)
+        if isinstance(y, tuple):
+            y = layout(y[0]), y[1] if layout is windows else layout(y[1])  # else negative
+        else:
+            y = y.repeat_interleave(2)[::2] if y.dtype == torch.int64 else layout(y)
         assert_close(*twins.train(layout(x), y), EXACT, "loss")
     twins.compare()
 
 
-@pytest.mark.parametrize("loss", ["mse", "mse-sum", "bce", "bce-all-sum"])
 @pytest.mark.parametrize("rows", [(2, 3), (2, 1, 4), ()])
-def test_more_dimensions_and_fewer(loss: str, rows: tuple[int, ...]) -> None:
-    twins = Twins(LOSSES[loss])
-    shape = (*rows, SIZES[0])
-    for _ in range(3):
-        x = torch.randn(shape, dtype=torch.float64)
-        y = target(LOSSES[loss].target, (*rows, CLASSES), torch.float64)
-        assert_close(*twins.train(x, y), EXACT, "loss")
-    twins.compare()
+def test_more_dimensions_and_fewer(rows: tuple[int, ...]) -> None:
+    for loss, case in ELEMENTWISE.items():
+        twins = Twins(case)
+        shape = (*rows, SIZES[0])
+        for _ in range(3):
+            x = torch.randn(shape, dtype=torch.float64)
+            y = target(case.target, (*rows, CLASSES), torch.float64)
+            assert_close(*twins.train(x, y), EXACT, loss)
+        twins.compare()
 
 
-@pytest.mark.parametrize("loss", ["ce-weight", "ce-smoothing", "probabilities-all"])
+@pytest.mark.parametrize("loss", ["ce-weight", "ce-smoothing", "probabilities-all", "nll"])
 def test_cross_entropy_of_a_single_row(loss: str) -> None:
     twins = Twins(LOSSES[loss])
     for _ in range(3):
@@ -769,11 +902,15 @@ def test_a_batch_without_rows(loss: str, optimizer: str) -> None:
     twins.check(2)
 
 
-@pytest.mark.parametrize("smoothing", [0, 0.1])
+@pytest.mark.parametrize("smoothing", [0, 0.1, None])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weight"])
-def test_all_rows_ignored(smoothing: float, reduction: str, weight: list[float] | None) -> None:
+def test_all_rows_ignored(
+    smoothing: float | None, reduction: str, weight: list[float] | None
+) -> None:
     def make() -> nn.Module:
+        if smoothing is None:
+            return nn.NLLLoss(weight and torch.tensor(weight), reduction=reduction)
         return cross_entropy(weight, label_smoothing=smoothing, reduction=reduction)
 
     twins = Twins(LossCase(make, "classes"), OPTIMIZERS["adam"])
@@ -786,8 +923,9 @@ def test_all_rows_ignored(smoothing: float, reduction: str, weight: list[float] 
     twins.compare()
 
 
-def test_classes_without_any_weight() -> None:
-    twins = Twins(LossCase(lambda: cross_entropy([0.0, *WEIGHT[1:]]), "classes"))
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_classes_without_any_weight(kind: type[nn.Module]) -> None:
+    twins = Twins(LossCase(lambda: kind(torch.tensor([0.0, *WEIGHT[1:]])), "classes"))
     x, y = twins.batch()
     actual, expected = twins.train(x, y.zero_())
     assert actual.isnan()
@@ -831,8 +969,9 @@ def test_extreme_predictions(isa: str, dtype: torch.dtype, loss: str) -> None:
 # step.correct -------------------------------------------------------------------------------------
 
 
-def test_correct_is_counted_by_argmax() -> None:
-    twins = Twins(LossCase(lambda: cross_entropy(WEIGHT, ignore_index=1), "classes"))
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_correct_is_counted_by_argmax(kind: type[nn.Module]) -> None:
+    twins = Twins(LossCase(lambda: kind(torch.tensor(WEIGHT), ignore_index=1), "classes"))
     assert twins.step.correct is None
     for rows in (1, 9, 200):
         x, y = twins.batch(rows)
@@ -841,11 +980,12 @@ def test_correct_is_counted_by_argmax() -> None:
         assert twins.step.correct == int(((predicted == y) & (y != 1)).sum())
 
 
-def test_correct_takes_the_first_of_equals_and_nan() -> None:
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss()])
+def test_correct_takes_the_first_of_equals_and_nan(loss: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(4))
-    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), 0.0))
+    step = TrainStep(model, loss, SGD(model.parameters(), 0.0))
     x = torch.tensor([[1.0, 2, 2, 0], [3, 3, 3, 3], [0, 0, 0, 1]])
     for classes, correct in (([1, 0, 3], 3), ([2, 1, 3], 1), ([0, 2, 0], 0)):
         step(x, torch.tensor(classes))
@@ -857,7 +997,7 @@ def test_correct_takes_the_first_of_equals_and_nan() -> None:
         assert step.correct == int(bad.argmax(1) == label)
 
 
-@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce"])
+@pytest.mark.parametrize("loss", ["probabilities", "mse", "bce", "kl", "gaussian"])
 def test_correct_is_none_without_classes(loss: str) -> None:
     twins = Twins(LOSSES[loss])
     twins.step(*twins.batch())
@@ -1216,6 +1356,8 @@ def test_the_input_as_its_own_target_and_as_a_parameter() -> None:
         ("probabilities", "adam-amsgrad", torch.float64),
         ("mse", "adamw", torch.float32),
         ("bce", "sgd-nesterov-decay", torch.float64),
+        ("nll", "sgd-momentum", torch.float32),
+        ("gaussian-full-sum", "sgd", torch.float64),
     ],
 )
 def test_bits_do_not_depend_on_threads(
@@ -1443,13 +1585,33 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         ValueError, "dtype", lambda: build(prepare=lambda m: m[2].double())
     ),
     "not-contiguous": (ValueError, "contiguous", lambda: build(prepare=transpose_memory)),
-    "loss": (TypeError, "L1Loss", lambda: build(loss=nn.L1Loss())),
+    "loss": (TypeError, "HingeEmbeddingLoss", lambda: build(loss=nn.HingeEmbeddingLoss())),
     "loss-subclass": (TypeError, "OwnLoss", lambda: build(loss=OwnLoss())),
     "loss-function": (
         TypeError, "function", lambda: build(loss=nn.functional.mse_loss)  # type: ignore[arg-type]
     ),
     "loss-hook": (ValueError, "loss has a hook", lambda: build(loss=hooked_loss())),
     "reduction": (ValueError, "'none'", lambda: build(loss=nn.MSELoss(reduction="none"))),
+    "reduction-kl": (
+        ValueError, "'mean', 'sum' or 'batchmean', got 'none'",
+        lambda: build(loss=nn.KLDivLoss(reduction="none")),
+    ),
+    "batchmean": (
+        ValueError, "'mean' or 'sum', got 'batchmean'",
+        lambda: build(loss=nn.MSELoss(reduction="batchmean")),
+    ),
+    "beta": (
+        ValueError, "smooth_l1_loss does not support negative values for beta",
+        lambda: build(loss=nn.SmoothL1Loss(beta=-0.1)),
+    ),
+    "delta": (
+        ValueError, "huber_loss does not support non-positive values for delta",
+        lambda: build(loss=nn.HuberLoss(delta=0.0)),
+    ),
+    "delta-nan": (
+        ValueError, "huber_loss does not support non-positive values for delta",
+        lambda: build(loss=nn.HuberLoss(delta=torch.nan)),
+    ),
     "smoothing": (
         ValueError, r"label_smoothing.*1\.5",
         lambda: build(loss=nn.CrossEntropyLoss(label_smoothing=1.5)),
@@ -1794,13 +1956,111 @@ def test_probabilities_know_no_ignored_class() -> None:
     before.assert_unchanged()
 
 
-@pytest.mark.parametrize("loss", ["mse", "bce"])
-def test_targets_are_not_broadcast(loss: str) -> None:
-    twins = Twins(LOSSES[loss])
+def test_targets_are_not_broadcast() -> None:
+    for case in ELEMENTWISE.values():
+        twins = Twins(case)
+        x, y = twins.batch()
+        y, *variance = y if isinstance(y, tuple) else (y,)
+        for bad in (y[:1], y[:, :1], y[0], y[None]):
+            with pytest.raises(ValueError, match="like the model's output"):
+                twins.step(x, (bad, *variance) if variance else bad)
+
+
+def test_targets_of_a_whole_type_are_refused() -> None:
+    for case in ELEMENTWISE.values():
+        twins = Twins(case)
+        if isinstance(twins.loss, nn.PoissonNLLLoss):
+            continue
+        x, y = twins.batch()
+        before = Snapshot(twins)
+        whole = torch.ones(ROWS, CLASSES, dtype=torch.int64)
+        with pytest.raises(RuntimeError, match="expected floating point targets, got Long"):
+            twins.step(x, (whole, y[1]) if isinstance(y, tuple) else whole)
+        before.assert_unchanged()
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.float32])
+def test_counts_of_any_type(kind: torch.dtype) -> None:
+    twins = Twins(LOSSES["poisson-full-sum"])
     x, y = twins.batch()
-    for bad in (y[:1], y[:, :1], y[0], y[None]):
-        with pytest.raises(ValueError, match="like the model's output"):
-            twins.step(x, bad)
+    expected = plain_step(twins.plain, twins.plain_loss, twins.plain_optimizer, x, y)
+    assert_close(twins.step(x, y.to(kind)), expected, EXACT, "loss")
+    twins.compare()
+    with pytest.raises(RuntimeError, match="expected real targets, got Bool"):
+        twins.step(x, y > 1)
+
+
+def test_variances_in_the_shapes_that_torch_broadcasts() -> None:
+    for rows, shapes in (
+        ((ROWS,), [(ROWS, CLASSES), (ROWS,), (ROWS, 1), (1, CLASSES)]),
+        ((2, 3), [(2, 3, CLASSES), (2, 3), (2, 3, 1), (2, 1, CLASSES), (1, 3, CLASSES)]),
+        ((), [(CLASSES,), (), (1,)]),
+    ):
+        twins = Twins(LOSSES["gaussian"])
+        x = torch.randn(*rows, SIZES[0], dtype=torch.float64)
+        y = torch.randn(*rows, CLASSES, dtype=torch.float64)
+        for shape in shapes:
+            var = 0.5 + torch.rand(shape, dtype=torch.float64)
+            assert_close(*twins.train(x, (y, var)), EXACT, f"variances of {shape}")
+        assert_close(*twins.train(x, (y, 0.7)), EXACT, "a variance that is a number")
+        twins.compare()
+
+
+@pytest.mark.parametrize(
+    ("var", "error", "message"),
+    [
+        (torch.ones(()), ValueError, "var is of incorrect size"),
+        (torch.ones(CLASSES), ValueError, "var is of incorrect size"),
+        (torch.ones(1, 1), ValueError, "var is of incorrect size"),
+        (torch.ones(ROWS - 1), ValueError, "var is of incorrect size"),
+        (torch.ones(ROWS, CLASSES, 1), ValueError, "var is of incorrect size"),
+        (torch.ones(ROWS).index_fill_(0, torch.tensor(3), -1e-9), ValueError, "var has negative"),
+        (-0.5, ValueError, "var has negative entry/entries"),
+        (torch.ones(ROWS, dtype=torch.int64), RuntimeError, "floating point variances, got Long"),
+        (1, TypeError, "var to be a torch.Tensor, got int"),
+        (None, TypeError, "var to be a torch.Tensor, got NoneType"),
+        (torch.ones(ROWS, device="meta"), RuntimeError, "var on the CPU"),
+        (torch.ones(ROWS, requires_grad=True), RuntimeError, "the var requires a gradient"),
+    ],
+)  # fmt: skip
+def test_variances_that_are_refused(var: Any, error: type[Exception], message: str) -> None:
+    """With torch's exception, where torch refuses them."""
+    twins = Twins(LOSSES["gaussian"], OPTIMIZERS["adam"])
+    x, (y, _) = twins.batch()
+    before = Snapshot(twins)
+    with pytest.raises(error, match=message):
+        twins.step(x, (y, var))
+    before.assert_unchanged()
+    if error is ValueError:
+        with pytest.raises(ValueError, match=message):
+            twins.plain_loss(twins.plain(x), y, var)
+    for given in (y, (y,), (y, y, y)):
+        with pytest.raises(TypeError, match=r"target of GaussianNLLLoss to be a pair"):
+            twins.step(x, given)
+    other = Twins(LOSSES["mse"])
+    with pytest.raises(TypeError, match=r"target to be a torch\.Tensor, got tuple"):
+        other.step(x, (y, y))
+
+
+def test_logarithms_of_any_number(isa: str, dtype: torch.dtype) -> None:
+    """log(v) / 2 is what the loss of a variance v is where prediction and target are equal.
+
+    Its terms are no greater than it but near 1, where it has one that is not 0; each is rounded a
+    few times.
+    """
+    limits = torch.finfo(dtype)
+    most, least = math.log2(limits.max), math.log2(limits.smallest_normal * limits.eps)
+    exponents = torch.arange(math.ceil(least), math.floor(most), 1.37, dtype=torch.float64)
+    near = 1 + torch.arange(-40, 40, dtype=torch.float64) * limits.eps
+    ends = torch.tensor([limits.max, torch.inf, torch.nan], dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(1, 1, bias=False, dtype=dtype))
+    step = TrainStep(model, nn.GaussianNLLLoss(eps=0.0), SGD(model.parameters(), 0.0))
+    zero = torch.zeros(1, 1, dtype=dtype)
+    for v in torch.cat((2**exponents, 2 ** exponents.round(), near, ends)).to(dtype):
+        actual = 2 * step(zero, (zero, v.expand(1, 1))).double()
+        expected = v.double().log()
+        print(v)
+        torch.testing.assert_close(actual, expected, rtol=4 * limits.eps, atol=0, equal_nan=True)
 
 
 def test_autocast_and_modes_are_refused() -> None:

@@ -14,16 +14,23 @@ inline constexpr int kMostLossOperands = 2, kMostLossOptions = 4;
 
 enum class Target {
   classes,      // int64 [batch], in 0 … features - 1 or ignore_index
-  like_output,  // [batch, features]
+  like_output,  // [batch, features], of a floating point type
+  counts,       // … or of a whole one
 };
 
-// A tensor of the loss module; null: ones.
+// A tensor that is read beside prediction and target.
 struct LossOperandInfo {
-  const char* buffer = nullptr;  // the module's name for it
-  bool per_class = false;        // [features], else expanded to [batch, features]
+  enum Kind {
+    per_element,  // a buffer of the loss module, expanded to [batch, features]; null: ones
+    per_class,    // … of [features]
+    variance,     // given beside each target, expanded to [batch, features], not negative
+  };
+
+  const char* name = nullptr;  // torch's
+  Kind kind = per_element;
 };
 
-enum class Reduction { mean, sum };
+enum class Reduction { mean, sum, batchmean };
 
 struct Loss;
 
@@ -39,6 +46,7 @@ struct LossInfo {
   std::string (*fault)(const Loss& loss) = nullptr;
   // What the loss is where there are no classes; of a per_row loss.
   double (*of_no_classes)(const Loss& loss) = nullptr;
+  bool has_batchmean = false;  // whether its reduction may be "batchmean"
 };
 
 // The loss of one batch. All but classes is of the network's dtype.
@@ -46,6 +54,7 @@ struct Loss {
   int kind = 0;
   Reduction reduction = Reduction::mean;
   int64_t batch = 0, features = 0;
+  int64_t samples = 0;               // the prediction's first dimension, before it was made two
   const void* prediction = nullptr;  // [batch, features], contiguous
   const void* target = nullptr;      // [batch, features], contiguous
   const int64_t* classes = nullptr;
@@ -60,6 +69,14 @@ struct Loss {
 
   double elements() const { return static_cast<double>(batch) * static_cast<double>(features); }
 };
+
+// The place of the variances among the operands; -1: a loss without.
+inline int variance_of(const LossInfo& info) {
+  for (int i = 0; i < kMostLossOperands; ++i) {
+    if (info.operands[i].kind == LossOperandInfo::variance) return i;
+  }
+  return -1;
+}
 
 struct LossResult {
   double loss = 0;

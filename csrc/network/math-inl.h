@@ -176,7 +176,7 @@ FASTMLP_INLINE typename Vec<T>::Reg maximum(typename Vec<T>::Reg a, typename Vec
   return V::select(V::is_positive(a), most, V::select(V::is_not_positive(a), most, a));
 }
 
-// log(1 + e) for 0 <= e <= 1, by the series of 2 artanh(e / (2 + e)), to half a unit of the last
+// log(1 + e) for -1/2 <= e <= 1, by the series of 2 artanh(e / (2 + e)), to half a unit of the last
 // place of 1/9 to the power of its length.
 template <typename T>
 FASTMLP_INLINE typename Vec<T>::Reg log_of_one_and(typename Vec<T>::Reg e) {
@@ -187,4 +187,30 @@ FASTMLP_INLINE typename Vec<T>::Reg log_of_one_and(typename Vec<T>::Reg e) {
   for (int k = terms - 1; k >= 0; --k)
     series = V::fma(series, square, V::set1(T(1.0 / (2 * k + 1))));
   return V::mul(V::add(t, t), series);
+}
+
+// log(x) = n·ln 2 + log(m) with x = 2^n·m and √½ <= m < √2, so that near 1 nothing cancels. As of
+// the C library: -inf of zeros, NaN of what is negative.
+template <typename T>
+FASTMLP_INLINE typename Vec<T>::Reg log(typename Vec<T>::Reg x) {
+  using V = Vec<T>;
+  using C = Coefficients<T>;
+  using Limits = std::numeric_limits<T>;
+  constexpr int digits = Limits::digits;
+  const auto zero = V::zero(), one = V::set1(T(1)), half = V::set1(T(0.5));
+  // What is subnormal, or would be times √½, gets an exponent of its own.
+  const auto is_tiny = V::is_positive(V::sub(V::set1(2 * Limits::min()), x));
+  const auto scaled = V::select(is_tiny, V::times_exp2(x, V::set1(T(digits))), x);
+  const auto above = V::add(V::exponent(V::mul(scaled, V::set1(T(0.70710678118654752440)))), one);
+  const auto low = V::floor(V::mul(above, half)), high = V::sub(above, low);
+  const auto m = V::times_exp2(V::times_exp2(scaled, V::sub(zero, high)), V::sub(zero, low));
+  const auto n = V::sub(above, V::select(is_tiny, V::set1(T(digits)), zero));
+  const auto rest = V::fma(n, V::set1(C::ln2_low), log_of_one_and<T>(V::sub(m, one)));
+  const auto finite = V::fma(n, V::set1(C::ln2_high), rest);
+  const auto is_infinite = V::is_positive(V::sub(x, V::set1(Limits::max())));
+  const auto positive = V::select(is_infinite, x, finite);
+  const auto of_zero = V::select(V::is_not_positive(x), V::set1(-Limits::infinity()), x);
+  const auto other =
+      V::select(V::is_positive(V::sub(zero, x)), V::set1(Limits::quiet_NaN()), of_zero);
+  return V::select(V::is_positive(x), positive, other);
 }

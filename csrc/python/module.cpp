@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -145,6 +146,12 @@ py::tuple names_of(const Infos& infos) {
   return py::tuple(names);
 }
 
+py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
+  std::vector<LossInfo> ones;
+  std::copy_if(losses().begin(), losses().end(), std::back_inserter(ones), is_one);
+  return names_of(ones);
+}
+
 // classes: of linear, fused_linear, dropout, residual, device_context, containers, and of each
 // activation in turn.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
@@ -200,6 +207,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return activations().at(number).takes(parameters.data());
   });
   m.attr("LOSSES") = names_of(losses());
+  m.attr("CLASS_LOSSES") =
+      losses_that([](const LossInfo& info) { return info.target == Target::classes; });
+  m.attr("VARIANCE_LOSSES") =
+      losses_that([](const LossInfo& info) { return variance_of(info) >= 0; });
   m.attr("OPTIMIZERS") = names_of(optimizers());
   m.attr("MOST_PIXELS") = cpu::kMostPixels;
   m.attr("MOST_NOISE") = cpu::kMostNoise;

@@ -52,7 +52,7 @@ struct Keys {
     for (const LossInfo& info : fastmlp::losses()) {
       Of of;
       for (const OptionInfo& one : info.options) add(one.name, of.options);
-      for (const LossOperandInfo& one : info.operands) add(one.buffer, of.tensors);
+      for (const LossOperandInfo& one : info.operands) add(one.name, of.tensors);
       losses.push_back(of);
     }
   }
@@ -95,6 +95,26 @@ double number(PyObject* object) {
 bool flag(PyObject* group, PyObject* key) {
   PyObject* value = find(group, key);
   return value && PyObject_IsTrue(value) == 1;
+}
+
+// One option of a dict, which may be a pair of numbers. what: whose dict it is.
+void read_option(PyObject* dict, PyObject* key, const OptionInfo& option, const char* what,
+                 double*& next) {
+  PyObject* const value = option.optional ? find(dict, key) : item(dict, key, what);
+  if (!value) {
+    *next++ = option.absent;
+  } else if (option.kind == OptionInfo::flag) {
+    *next++ = PyObject_IsTrue(value) == 1;
+  } else if (option.kind == OptionInfo::number) {
+    *next++ = number(value);
+  } else {
+    if (!PySequence_Check(value) || PySequence_Size(value) != 2)
+      throw py::type_error(std::string("expected two ") + option.name);
+    for (int n = 0; n < 2; ++n) {
+      const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(value, n));
+      *next++ = number(one.ptr());
+    }
+  }
 }
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -313,34 +333,14 @@ class Optimizer {
     return number(item(defaults_, py::str(info.initial_option).ptr(), "optimizer's defaults"));
   }
 
-  // One option, which may be a pair of numbers.
-  void read_option(PyObject* group, size_t i, double*& next) const {
-    const OptionInfo& option = info_.options[i];
-    PyObject* const value =
-        option.optional ? find(group, keys_.options[i]) : item(group, keys_.options[i], kGroup);
-    if (!value) {
-      *next++ = option.absent;
-    } else if (option.kind == OptionInfo::flag) {
-      *next++ = PyObject_IsTrue(value) == 1;
-    } else if (option.kind == OptionInfo::number) {
-      *next++ = number(value);
-    } else {
-      if (!PySequence_Check(value) || PySequence_Size(value) != 2)
-        throw py::type_error(std::string("expected two ") + option.name);
-      for (int n = 0; n < 2; ++n) {
-        const auto one = py::reinterpret_steal<py::object>(PySequence_GetItem(value, n));
-        *next++ = number(one.ptr());
-      }
-    }
-  }
-
   void read(PyObject* group) {
     PyObject* parameters = item(group, keys().params, kGroup);
     if (!PyList_Check(parameters)) throw py::type_error("expected a list of parameters");
     Update update;
     update.optimizer = kind_;
     double* next = update.options;
-    for (size_t i = 0; i < keys_.options.size(); ++i) read_option(group, i, next);
+    for (size_t i = 0; i < keys_.options.size(); ++i)
+      read_option(group, keys_.options[i], info_.options[i], kGroup, next);
     update.maximize = flag(group, keys().maximize);
     if (flag(group, keys().differentiable) || flag(group, keys().capturable))
       refuse("expected an optimizer that is neither differentiable nor capturable");
@@ -490,28 +490,55 @@ LossArguments read_loss(int kind, PyObject* module) {
   if (!state) throw py::error_already_set();
   PyObject* const reduction = find(state.ptr(), keys().reduction);
   if (!reduction || !PyUnicode_Check(reduction)) throw py::type_error("expected a loss module");
-  if (PyUnicode_CompareWithASCIIString(reduction, "sum") == 0) {
+  const auto reduces_by = [&](const char* name) {
+    return PyUnicode_CompareWithASCIIString(reduction, name) == 0;
+  };
+  if (reduces_by("sum")) {
     loss.reduction = Reduction::sum;
-  } else if (PyUnicode_CompareWithASCIIString(reduction, "mean") != 0) {
+  } else if (reduces_by("batchmean") && info.has_batchmean) {
+    loss.reduction = Reduction::batchmean;
+  } else if (!reduces_by("mean")) {
     throw py::value_error(
-        "fastmlp.TrainStep: expected a loss with reduction 'mean' or 'sum', got '" +
+        std::string("fastmlp.TrainStep: expected a loss with reduction ") +
+        (info.has_batchmean ? "'mean', 'sum' or 'batchmean'" : "'mean' or 'sum'") + ", got '" +
         text(reduction) + "'");
   }
-  for (size_t i = 0; i < names.options.size(); ++i) {
-    loss.options[i] = number(item(state.ptr(), names.options[i], "loss"));
-  }
+  double* next = loss.options;
+  for (size_t i = 0; i < names.options.size(); ++i)
+    read_option(state.ptr(), names.options[i], info.options[i], "loss", next);
   if (PyObject* const ignored = find(state.ptr(), keys().ignore_index)) {
     loss.ignore_index = PyLong_AsLongLong(ignored);
     if (PyErr_Occurred()) throw py::error_already_set();
   }
   PyObject* const buffers = find(state.ptr(), keys().buffers);
   for (size_t i = 0; i < names.tensors.size(); ++i) {
+    if (info.operands[i].kind == LossOperandInfo::variance) continue;
     PyObject* const tensor = buffers ? find(buffers, names.tensors[i]) : nullptr;
     if (tensor && tensor != Py_None)
       loss.operands[i] =
-          without_gradient(tensor, (std::string("loss's ") + info.operands[i].buffer).c_str());
+          without_gradient(tensor, (std::string("loss's ") + info.operands[i].name).c_str());
   }
   return loss;
+}
+
+// The target, or the targets of a data set; the variances beside it become an operand of the loss.
+const at::Tensor& read_target(PyObject* object, const char* name, LossArguments& loss) {
+  const LossInfo& info = losses()[loss.kind];
+  const int variance = variance_of(info);
+  if (variance < 0) return without_gradient(object, name);
+  const bool is_sequence = PyTuple_Check(object) || PyList_Check(object);
+  if (!is_sequence || PySequence_Fast_GET_SIZE(object) != 2)
+    throw py::type_error(std::string("fastmlp.TrainStep: expected the ") + name + " of " +
+                         info.name + " to be a pair (" + name + ", var), got " +
+                         (is_sequence ? std::to_string(PySequence_Fast_GET_SIZE(object)) + " items"
+                                      : std::string(Py_TYPE(object)->tp_name)));
+  const at::Tensor& target = without_gradient(PySequence_Fast_GET_ITEM(object, 0), name);
+  PyObject* const given = PySequence_Fast_GET_ITEM(object, 1);
+  loss.operands[variance] =
+      PyFloat_Check(given)
+          ? at::full({}, PyFloat_AS_DOUBLE(given), at::kDouble).expand(target.sizes())
+          : without_gradient(given, info.operands[variance].name);
+  return target;
 }
 
 // run(done), where `done` counts the finished steps even where one throws.
@@ -535,17 +562,14 @@ PyObject* pair(PyObject* first, PyObject* second) {
   return both;
 }
 
-}  // namespace
-
-PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
+PyObject* one_step(PyObject* const* args, Py_ssize_t count) {
   if (count != 3) throw py::type_error("expected (step, input, target)");
   const StepObjects step(args[0]);
-  const at::Tensor& target = without_gradient(args[2], "target");
   const at::Tensor* input = nullptr;
   Network network;
   if (!step.read_network(args[1], input, network)) Py_RETURN_NONE;
-  const LossArguments loss = read_loss(step.loss_kind, step.loss);
+  LossArguments loss = read_loss(step.loss_kind, step.loss);
+  const at::Tensor& target = read_target(args[2], "target", loss);
   Optimizer optimizer(step, network);
   StepResult result;
   const Arguments arguments = network.arguments(*input);
@@ -556,11 +580,9 @@ PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
   step.finish(result.correct);
   return THPVariable_Wrap(std::move(result.loss));
-  END_HANDLE_TH_ERRORS
 }
 
-PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
+PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
   if (count != 8)
     throw py::type_error(
         "expected (step, buffer, inputs, targets, order, batch_size, scale, shift)");
@@ -568,14 +590,14 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const at::Tensor* buffer = nullptr;
   Network network;
   if (!step.read_network(args[1], buffer, network)) Py_RETURN_NONE;
+  LossArguments loss = read_loss(step.loss_kind, step.loss);
   const Batches batches{without_gradient(args[2], "inputs"),
-                        without_gradient(args[3], "targets"),
+                        read_target(args[3], "targets", loss),
                         without_gradient(args[4], "order"),
                         PyLong_AsLongLong(args[5]),
                         number(args[6]),
                         number(args[7]),
                         *buffer};
-  const LossArguments loss = read_loss(step.loss_kind, step.loss);
   Optimizer optimizer(step, network);
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
@@ -588,7 +610,29 @@ PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
   step.finish(batches.count() > 0 ? correct.const_data_ptr<int64_t>()[batches.count() - 1] : -1);
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));
+}
+
+// torch's handler takes pybind11's exceptions of Python's types for RuntimeErrors.
+template <typename Steps>
+PyObject* with_pythons_errors(const Steps& steps, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  try {
+    return steps(args, count);
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+    throw py::error_already_set();
+  }
   END_HANDLE_TH_ERRORS
+}
+
+}  // namespace
+
+PyObject* train_step(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_pythons_errors(one_step, args, count);
+}
+
+PyObject* train_steps(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  return with_pythons_errors(several_steps, args, count);
 }
 
 PyObject* check_train_step(PyObject*, PyObject* object) {

@@ -5,7 +5,8 @@
 namespace fastmlp {
 
 // train_step(step, input, target) -> loss, or None where only Python can tell why the model's
-// modules are no network. step: a TrainStep; its `correct` is set.
+// modules are no network. step: a TrainStep; its `correct` is set. target: of a loss with variances
+// a pair, (target, var), here and below.
 PyObject* train_step(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
 // train_steps(step, buffer, inputs, targets, order, batch_size, scale, shift) -> (losses, correct)

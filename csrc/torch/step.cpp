@@ -33,11 +33,21 @@ void check_shape(const char* name, const at::Tensor& tensor, at::IntArrayRef exp
                     expected, " like the model's output, got ", tensor.sizes());
 }
 
-// Contiguous, of the prediction's dtype and the sizes that the kernels read.
-at::Tensor expanded(const char* name, const std::optional<at::Tensor>& tensor,
-                    at::IntArrayRef sizes, at::ScalarType dtype) {
-  if (!tensor) return {};
-  return materialized(name, *tensor).to(dtype).expand(sizes).contiguous();
+// In a shape that expands to an output's, by the rules of torch.nn.functional.gaussian_nll_loss.
+at::Tensor checked_variance(const at::Tensor& variance, at::IntArrayRef sizes) {
+  TORCH_CHECK(at::isFloatingType(variance.scalar_type()),
+              "fastmlp.TrainStep: expected floating point variances, got ", variance.scalar_type());
+  TORCH_CHECK_VALUE(!at::any(at::lt(variance, 0)).item<bool>(),
+                    "fastmlp.TrainStep: var has negative entry/entries");
+  if (variance.sizes() == sizes) return variance;
+  if (variance.sizes() == sizes.slice(0, sizes.size() - 1)) return variance.unsqueeze(-1);
+  int64_t others = 0;  // of the sizes that differ, their sum
+  const bool is_alike = variance.dim() == static_cast<int64_t>(sizes.size());
+  for (int64_t d = 0; is_alike && d < variance.dim(); ++d)
+    others += variance.size(d) == sizes[d] ? 0 : variance.size(d);
+  TORCH_CHECK_VALUE(others == 1, "fastmlp.TrainStep: var is of incorrect size ", variance.sizes(),
+                    " beside a model output of shape ", sizes);
+  return variance;
 }
 
 // The loss's operands as the kernels read them, and what keeps their memory.
@@ -82,7 +92,7 @@ Loss begin_loss(const LossArguments& arguments, const at::Tensor& target) {
   return begin_loss(arguments, kind_for(arguments, target));
 }
 
-// The tensors of the loss module for an output of these sizes.
+// The loss's tensors beside the target, for an output of these sizes: contiguous, of its dtype.
 void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::ScalarType dtype,
                    Loss& loss, LossOperands& operands) {
   const LossInfo& info = losses()[loss.kind];
@@ -90,13 +100,15 @@ void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::Sc
   for (int i = 0; i < kMostLossOperands; ++i) {
     const auto& tensor = arguments.operands[i];
     if (!tensor) continue;
-    const bool per_class = info.operands[i].per_class;
+    const auto [name, kind] = info.operands[i];
+    const bool per_class = kind == LossOperandInfo::per_class;
     TORCH_CHECK(!per_class || (tensor->dim() == 1 && tensor->numel() == features),
                 "weight tensor should be defined either for all ", features,
                 " classes or no classes but got weight tensor of shape: ", tensor->sizes());
-    const std::string name = std::string("loss's ") + info.operands[i].buffer;
+    at::Tensor whole = materialized((std::string("loss's ") + name).c_str(), *tensor);
+    if (kind == LossOperandInfo::variance) whole = checked_variance(whole, sizes);
     operands.operands[i] =
-        expanded(name.c_str(), tensor, per_class ? at::IntArrayRef(features) : sizes, dtype);
+        whole.to(dtype).expand(per_class ? at::IntArrayRef(features) : sizes).contiguous();
     loss.operands[i] = operands.operands[i].const_data_ptr();
   }
 }
@@ -104,7 +116,8 @@ void take_operands(const LossArguments& arguments, at::IntArrayRef sizes, at::Sc
 void take_target(const at::Tensor& given, at::IntArrayRef sizes, at::ScalarType dtype, Loss& loss,
                  LossOperands& operands) {
   const at::Tensor target = materialized("target", given);
-  if (losses()[loss.kind].target == Target::classes) {
+  const Target kind = losses()[loss.kind].target;
+  if (kind == Target::classes) {
     check_shape("class targets", target, sizes.slice(0, sizes.size() - 1));
     TORCH_CHECK(target.scalar_type() == at::kLong || target.scalar_type() == at::kByte,
                 "expected scalar type Long or Byte for class targets, got ", target.scalar_type());
@@ -116,18 +129,21 @@ void take_target(const at::Tensor& given, at::IntArrayRef sizes, at::ScalarType 
     loss.classes = operands.classes.data();
   } else {
     check_shape("targets", target, sizes);
-    TORCH_CHECK(at::isFloatingType(target.scalar_type()),
-                "fastmlp.TrainStep: expected floating point targets, got ", target.scalar_type());
+    TORCH_CHECK(at::isFloatingType(target.scalar_type()) ||
+                    (kind == Target::counts && at::isIntegralType(target.scalar_type(), false)),
+                "fastmlp.TrainStep: expected ", kind == Target::counts ? "real" : "floating point",
+                " targets, got ", target.scalar_type());
     operands.target = target.to(dtype).contiguous();
     loss.target = operands.target.const_data_ptr();
   }
 }
 
-// torch takes dimension 1 for the classes, a layer's outputs are the last.
-void check_output(const Loss& loss, at::IntArrayRef sizes) {
+void take_output(at::IntArrayRef sizes, Loss& loss) {
+  // torch takes dimension 1 for the classes, a layer's outputs are the last.
   TORCH_CHECK_VALUE(!losses()[loss.kind].per_row || sizes.size() <= 2,
                     "fastmlp.TrainStep: ", losses()[loss.kind].name,
                     " takes a model output of one or two dimensions here, got shape ", sizes);
+  loss.samples = sizes.front();
 }
 
 void* state_of(const at::Tensor& state, const at::Tensor& parameter) {
@@ -275,7 +291,15 @@ class Feed {
         apart_(apart),
         order_(batches.order.const_data_ptr<int64_t>()),
         features_(training.lowered().spec.layers.back().out_features),
-        loss_(begin_loss(arguments, batches.targets)) {
+        loss_(begin_loss(arguments, batches.targets)),
+        variance_(variance_of(losses()[loss_.kind])) {
+    if (variance_ >= 0) {
+      const at::Tensor& all = *arguments.operands[variance_];
+      TORCH_CHECK_VALUE(all.dim() > 0 && all.size(0) == batches.targets.size(0),
+                        "fastmlp.TrainStep.fit: expected as many variances as targets, got shapes ",
+                        all.sizes(), " and ", batches.targets.sizes());
+      variances_ = materialized("variances", all);
+    }
     const at::Tensor& targets = batches_.targets;
     copies_target_ = targets.is_contiguous() && targets.layout() == at::kStrided &&
                      !targets.is_neg() && !targets.is_conj() && !targets._is_zerotensor() &&
@@ -294,9 +318,11 @@ class Feed {
     batch.rows = std::min(batches_.size, batches_.order.numel() - begin);
     const int64_t* const rows = order_ + begin;
     fill_input(rows, batch);
-    if (batch.rows != operand_rows_) {
+    const at::Tensor index = batches_.order.narrow(0, begin, batch.rows);
+    if (variance_ >= 0) arguments_.operands[variance_] = variances_.index_select(0, index);
+    if (batch.rows != operand_rows_ || variance_ >= 0) {
       const int64_t sizes[] = {batch.rows, features_};
-      check_output(loss_, sizes);
+      take_output(sizes, loss_);
       take_operands(arguments_, sizes, dtype_, loss_, operands_);
       operand_rows_ = batch.rows;
     }
@@ -305,7 +331,6 @@ class Feed {
       copy_target(rows, batch);
     } else {
       const int64_t sizes[] = {batch.rows, features_};
-      const at::Tensor index = batches_.order.narrow(0, begin, batch.rows);
       take_target(batches_.targets.index_select(0, index), sizes, dtype_, batch.loss, operands_);
     }
   }
@@ -363,13 +388,15 @@ class Feed {
   }
 
   const Batches& batches_;
-  const LossArguments& arguments_;
+  LossArguments arguments_;  // the variances: of one batch
   const Training& training_;
   const at::ScalarType dtype_;
   const bool apart_;
   const int64_t* const order_;
   const int64_t features_;
   Loss loss_;
+  const int variance_;  // its place among the operands; -1: none
+  at::Tensor variances_;
   LossOperands operands_;
   int64_t operand_rows_ = -1;  // of the batches that the operands are expanded for
   bool copies_target_ = false;
@@ -398,7 +425,7 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
   StepBatch batch;
   LossOperands operands;
   batch.loss = begin_loss(loss_arguments, target);
-  check_output(batch.loss, sizes);
+  take_output(sizes, batch.loss);
   take_target(target, sizes, dtype, batch.loss, operands);
   take_operands(loss_arguments, sizes, dtype, batch.loss, operands);
   StepResult result;

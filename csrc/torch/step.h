@@ -15,7 +15,7 @@ struct LossArguments {
   Reduction reduction = Reduction::mean;
   int64_t ignore_index = -100;
   double options[kMostLossOptions] = {};
-  std::optional<at::Tensor> operands[kMostLossOperands];
+  std::optional<at::Tensor> operands[kMostLossOperands];  // variances: as many as targets
 };
 
 // An optimizer's options for one parameter, and the tensors of its state.

@@ -38,6 +38,10 @@ struct Vec<float> {
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return mul(x, _mm256_castsi256_ps(bits));
   }
+  static FASTMLP_INLINE Reg exponent(Reg x) {
+    const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(x), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)));
+  }
   static FASTMLP_INLINE Reg is_positive(Reg a) { return _mm256_cmp_ps(a, zero(), _CMP_GT_OQ); }
   static FASTMLP_INLINE Reg is_not_positive(Reg a) { return _mm256_cmp_ps(a, zero(), _CMP_LE_OQ); }
   static FASTMLP_INLINE Reg select(Reg c, Reg a, Reg b) { return _mm256_blendv_ps(b, a, c); }
@@ -127,6 +131,13 @@ struct Vec<double> {
     const __m256i whole = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
     const __m256i bits = _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52);
     return mul(x, _mm256_castsi256_pd(bits));
+  }
+  static FASTMLP_INLINE Reg exponent(Reg x) {
+    // The last bits of 2^52 are its ones: AVX2 converts no integers of 64 bits.
+    const Reg shift = set1(4503599627370496.0);
+    const __m256i biased = _mm256_srli_epi64(_mm256_castpd_si256(x), 52);
+    const Reg sum = _mm256_castsi256_pd(_mm256_or_si256(biased, _mm256_castpd_si256(shift)));
+    return sub(sum, set1(4503599627370496.0 + 1023));
   }
   static FASTMLP_INLINE Reg is_positive(Reg a) { return _mm256_cmp_pd(a, zero(), _CMP_GT_OQ); }
   static FASTMLP_INLINE Reg is_not_positive(Reg a) { return _mm256_cmp_pd(a, zero(), _CMP_LE_OQ); }

@@ -4,7 +4,8 @@
 // Shared contract of every vec_<isa>.h, for T = float and double:
 //   max(a, b), min(a, b) return b when either is NaN; is_positive(x) is x > 0 (false for NaN),
 //   is_not_positive(x) is x <= 0 (false for NaN); select(c, a, b) is c ? a : b; times_exp2(x, n) is
-//   x·2^n for integral n with 2^n normal; transpose(r) transposes the width × width matrix of rows
+//   x·2^n for integral n with 2^n normal; exponent(x) is floor(log2(x)) of a positive normal x,
+//   and anything of others; transpose(r) transposes the width × width matrix of rows
 //   r; sum_rows(r)[i] is the sum of the lanes of r[i], always added in the same order, whatever i;
 //   for T = float, gather(t, i) is t[i], in the compiler's own vectors of integers.
 // No include guard: the file belongs to the namespace it is included in, once.
@@ -40,6 +41,7 @@ struct Vec<float> {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) { return _mm512_scalef_ps(x, n); }
+  static FASTMLP_INLINE Reg exponent(Reg x) { return _mm512_getexp_ps(x); }
   static FASTMLP_INLINE Mask is_positive(Reg a) {
     return _mm512_cmp_ps_mask(a, zero(), _CMP_GT_OQ);
   }
@@ -139,6 +141,7 @@ struct Vec<double> {
     return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   }
   static FASTMLP_INLINE Reg times_exp2(Reg x, Reg n) { return _mm512_scalef_pd(x, n); }
+  static FASTMLP_INLINE Reg exponent(Reg x) { return _mm512_getexp_pd(x); }
   static FASTMLP_INLINE Mask is_positive(Reg a) {
     return _mm512_cmp_pd_mask(a, zero(), _CMP_GT_OQ);
   }

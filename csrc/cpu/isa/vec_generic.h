@@ -88,6 +88,13 @@ struct Vec {
                                     : n.lane[i];
     });
   }
+  static FASTMLP_INLINE Reg exponent(Reg x) {
+    return each([&](int i) {
+      int above = 0;
+      std::frexp(x.lane[i], &above);
+      return static_cast<T>(above - 1);
+    });
+  }
   static FASTMLP_INLINE Mask is_positive(Reg a) {
     return test([&](int i) { return a.lane[i] > T(0); });
   }

@@ -2,9 +2,9 @@
 // optimizers-inl.h.
 
 template <typename Loss>
-struct HasRows {
+struct HasElement {
   template <typename L>
-  static std::true_type test(decltype(L::kRows)*);
+  static std::true_type test(typename L::template Element<float>*);
   template <typename L>
   static std::false_type test(...);
   static constexpr bool value = decltype(test<Loss>(nullptr))::value;
@@ -13,7 +13,7 @@ struct HasRows {
 // A loss's rows begin … end - 1, of which there are 64 at most.
 template <typename T, typename Kind>
 LossResult loss_rows(const Loss& loss, int64_t begin, int64_t end) {
-  if constexpr (HasRows<Kind>::value) {
+  if constexpr (!HasElement<Kind>::value) {
     return Kind::template rows<T>(loss, begin, end);
   } else {
     using V = Vec<T>;

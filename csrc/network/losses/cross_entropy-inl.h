@@ -1,5 +1,5 @@
 // torch.nn.CrossEntropyLoss, of classes and of probabilities. Included inside a target region,
-// after math-inl.h.
+// after classes-inl.h.
 
 // p = softmax(z) for each row: exp(z - maximum) / sum, with both factors kept for the logarithm.
 // NaN and infinity give NaN, as in torch. n is at least 1.
@@ -35,36 +35,6 @@ void softmax(int64_t rows, int64_t n, const T* z, T* p, T* maximum, T* sum) {
     maximum[i] = greatest;
     sum[i] = total;
   }
-}
-
-// torch's argmax: the first of the greatest, NaN above all.
-template <typename T>
-int64_t argmax(int64_t n, const T* z) {
-  int64_t best = 0;
-  for (int64_t j = 1; j < n; ++j) {
-    if (z[j] > z[best] || (std::isnan(z[j]) && !std::isnan(z[best]))) best = j;
-  }
-  return best;
-}
-
-// A class's weight; 1 where there are none.
-template <typename T>
-FASTMLP_INLINE double class_weight(const Loss& loss, int64_t j) {
-  const T* const weights = static_cast<const T*>(loss.operands[0]);
-  return weights ? static_cast<double>(weights[j]) : 1.0;
-}
-
-// The mean is over the weights of the rows' classes.
-inline void prepare_classes(Loss& loss) {
-  dispatch(loss.dtype, [&](auto zero) {
-    const auto weight = [&](int64_t j) { return class_weight<decltype(zero)>(loss, j); };
-    for (int64_t j = 0; j < loss.features; ++j) loss.class_weights += weight(j);
-    if (loss.reduction != Reduction::mean) return;
-    loss.denominator = 0;
-    for (int64_t i = 0; i < loss.batch; ++i) {
-      if (loss.classes[i] != loss.ignore_index) loss.denominator += weight(loss.classes[i]);
-    }
-  });
 }
 
 inline void prepare_rows(Loss& loss) {
@@ -103,14 +73,18 @@ struct SoftmaxLoss {
 
 struct CrossEntropyLoss : SoftmaxLoss {
   static double of_no_classes(const Loss& loss) {  // torch divides nothing by their number
-    return loss.reduction == Reduction::mean || loss.options[kLabelSmoothing] > 0
-               ? std::numeric_limits<double>::quiet_NaN()
-               : 0;
+    return loss.options[kLabelSmoothing] > 0 ? std::numeric_limits<double>::quiet_NaN()
+                                             : sum_over_nothing(loss);
   }
 
-  static constexpr LossInfo info{
-      "CrossEntropyLoss", Target::classes, {{"weight", true}}, {{"label_smoothing"}}, true,
-      prepare_classes,    fault,           of_no_classes};
+  static constexpr LossInfo info{"CrossEntropyLoss",
+                                 Target::classes,
+                                 {{"weight", LossOperandInfo::per_class}},
+                                 {{"label_smoothing"}},
+                                 true,
+                                 prepare_classes,
+                                 fault,
+                                 of_no_classes};
 
   template <typename T>
   static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {
@@ -154,18 +128,14 @@ struct CrossEntropyLossOfProbabilities : SoftmaxLoss {
     if (loss.ignore_index >= 0) return "ignore_index is not supported for floating point target";
     return SoftmaxLoss::fault(loss);
   }
-  static double of_no_classes(const Loss& loss) {
-    return loss.reduction == Reduction::mean ? std::numeric_limits<double>::quiet_NaN() : 0;
-  }
-
   static constexpr LossInfo info{"CrossEntropyLoss",
                                  Target::like_output,
-                                 {{"weight", true}},
+                                 {{"weight", LossOperandInfo::per_class}},
                                  {{"label_smoothing"}},
                                  true,
                                  prepare_rows,
                                  fault,
-                                 of_no_classes};
+                                 sum_over_nothing};
 
   template <typename T>
   static LossResult rows(const Loss& loss, int64_t begin, int64_t end) {

@@ -3,5 +3,23 @@
 // inside a target region, after math-inl.h.
 
 inline void prepare_elementwise(Loss& loss) {
-  loss.denominator = loss.reduction == Reduction::mean ? loss.elements() : 1;
+  switch (loss.reduction) {
+    case Reduction::mean:
+      loss.denominator = loss.elements();
+      break;
+    case Reduction::batchmean:
+      loss.denominator = static_cast<double>(loss.samples);
+      break;
+    case Reduction::sum:
+      loss.denominator = 1;
+  }
+}
+
+// -1 or 1 by the sign of d; where it is 0 or NaN, `otherwise`.
+template <typename T>
+FASTMLP_INLINE Reg<T> sign(Reg<T> d, Reg<T> otherwise) {
+  using V = Vec<T>;
+  const auto one = V::set1(T(1)), minus = V::sub(V::zero(), d);
+  const auto rest = V::select(V::is_positive(minus), V::set1(T(-1)), otherwise);
+  return V::select(V::is_positive(d), one, rest);
 }
