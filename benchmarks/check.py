@@ -24,7 +24,7 @@ NORM_TOLERANCE = 0.01
 @lru_cache
 def reference() -> ModuleType:
     """The tests' float64 reference, which is no package."""
-    path = Path(__file__).resolve().parents[1] / "tests" / "reference.py"
+    path = Path(__file__).resolve().parents[1] / "tests" / "support" / "reference.py"
     spec = importlib.util.spec_from_file_location("float64_reference", path)
     assert spec is not None
     assert spec.loader is not None

@@ -18,11 +18,11 @@ LOSSES: tuple[str, ...]
 CLASS_LOSSES: tuple[str, ...]
 VARIANCE_LOSSES: tuple[str, ...]
 OPTIMIZERS: tuple[str, ...]
-# name, torch.nn's class, ATen's operator, parameters, and an attribute of the class and its value
-ACTIVATION_INFOS: tuple[tuple[str, str, str, dict[str, float], str | None, str | None], ...]
-
-def takes_parameters(activation: int, parameters: tuple[float, ...], /) -> bool: ...
-
+# name, torch.nn's class, ATen's operator, parameters, which of them it divides by, and an attribute
+# of the class and its value
+ACTIVATION_INFOS: tuple[
+    tuple[str, str, str, dict[str, float], tuple[str, ...], str | None, str | None], ...
+]
 # csrc/images
 MOST_PIXELS: int
 MOST_NOISE: float

@@ -18,6 +18,7 @@ class Activation(NamedTuple):
     kind: type[nn.Module]
     op: str  # of torch.ops.aten
     parameters: Mapping[str, float]  # names of the module's attributes, with torch's defaults
+    divisors: tuple[str, ...]  # those that may not be zero
     mode_name: str | None  # the attribute that tells modules of one class apart, and its value
     mode: str | None
 
@@ -35,8 +36,8 @@ class Activation(NamedTuple):
 
 
 ALL = tuple(
-    Activation(name, getattr(nn, kind), op, parameters, mode_name, mode)
-    for name, kind, op, parameters, mode_name, mode in _C.ACTIVATION_INFOS
+    Activation(name, getattr(nn, kind), op, parameters, divisors, mode_name, mode)
+    for name, kind, op, parameters, divisors, mode_name, mode in _C.ACTIVATION_INFOS
 )
 NUMBERS = {activation.name: number for number, activation in enumerate(ALL)}
 # "ReLU" is relu.
@@ -83,5 +84,7 @@ def read(module: Any) -> tuple[int, tuple[float, ...]] | None:
             parameters = tuple(float(getattr(module, name)) for name in one.parameters)
         except (TypeError, ValueError, OverflowError):  # torch will say what it thinks of it
             return None
-        return (number, parameters) if _C.takes_parameters(number, parameters) else None
+        if any(getattr(module, name) == 0 for name in one.divisors):  # … and of this
+            return None
+        return number, parameters
     return None

@@ -267,8 +267,8 @@ struct ReLU6 {
   template <typename T>
   static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
     using V = Vec<T>;
-    return V::select(V::is_not_positive(V::sub(z, p[0])), V::zero(),
-                     V::select(V::is_not_positive(V::sub(p[1], z)), V::zero(), g));
+    const auto below_most = V::select(V::is_positive(V::sub(p[1], z)), g, V::zero());
+    return V::select(V::is_positive(V::sub(z, p[0])), below_most, V::zero());
   }
 };
 

@@ -131,10 +131,13 @@ py::tuple described_activations() {
   py::list all;
   for (const ActivationInfo& info : activations()) {
     py::dict parameters;
-    for (int i = 0; i < info.parameter_count(); ++i)
+    py::list divisors;
+    for (int i = 0; i < info.parameter_count(); ++i) {
       parameters[info.parameters[i].name] = info.parameters[i].value;
+      if (info.parameters[i].divides) divisors.append(info.parameters[i].name);
+    }
     all.append(py::make_tuple(info.name, info.module, info.op ? info.op : info.name, parameters,
-                              info.mode_name, info.mode));
+                              py::tuple(divisors), info.mode_name, info.mode));
   }
   return py::tuple(all);
 }
@@ -203,9 +206,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   if (PyModule_AddFunctions(m.ptr(), kMethods) != 0) throw py::error_already_set();
   m.attr("ACTIVATIONS") = names_of(activations());
   m.attr("ACTIVATION_INFOS") = described_activations();
-  m.def("takes_parameters", [](int number, const std::vector<double>& parameters) {
-    return activations().at(number).takes(parameters.data());
-  });
   m.attr("LOSSES") = names_of(losses());
   m.attr("CLASS_LOSSES") =
       losses_that([](const LossInfo& info) { return info.target == Target::classes; });
