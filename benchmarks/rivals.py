@@ -91,13 +91,16 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"default: {','.join(PARTS)}",
     )  # fmt: skip
     fit.add_batches(parser)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.base or options.plot:
+        parser.error("all are compared with ours, and nothing is drawn")
+    if not any(set(PARTS[name].tasks) & set(options.tasks) for name in options.parts):
+        parser.error(f"none of the tasks {options.tasks} belongs to a part of {options.parts}")
+    return options
 
 
 def main() -> int:
     options = parsed()
-    if options.base or options.plot:
-        raise SystemExit("rivals.py: error: all are compared with ours, and nothing is drawn")
     rows: list[Row] = []
     lines: list[str] = []
     status = 0

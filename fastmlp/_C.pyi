@@ -18,10 +18,10 @@ LOSSES: tuple[str, ...]
 CLASS_LOSSES: tuple[str, ...]
 VARIANCE_LOSSES: tuple[str, ...]
 OPTIMIZERS: tuple[str, ...]
-# name, torch.nn's class, ATen's operator, parameters, which of them it divides by, and an attribute
-# of the class and its value
+# name, torch.nn's class, ATen's operator, parameters, a rule for each of them (Parameter::Rule of
+# csrc/network/activations.h), and an attribute of the class and its value
 ACTIVATION_INFOS: tuple[
-    tuple[str, str, str, dict[str, float], tuple[str, ...], str | None, str | None], ...
+    tuple[str, str, str, dict[str, float], tuple[int, ...], str | None, str | None], ...
 ]
 # csrc/images
 MOST_PIXELS: int

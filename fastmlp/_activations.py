@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from fastmlp._ops import _C
 
+# Parameter::Rule of csrc/network/activations.h
+_ANY, _NOT_ZERO, _NOT_BELOW_THE_ONE_BEFORE = range(3)
+
 
 class Activation(NamedTuple):
     """One of `csrc/network/activations-inl.h`; its place in :data:`ALL` is its number."""
@@ -18,7 +21,7 @@ class Activation(NamedTuple):
     kind: type[nn.Module]
     op: str  # of torch.ops.aten
     parameters: Mapping[str, float]  # names of the module's attributes, with torch's defaults
-    divisors: tuple[str, ...]  # those that may not be zero
+    rules: tuple[int, ...]  # of each parameter
     mode_name: str | None  # the attribute that tells modules of one class apart, and its value
     mode: str | None
 
@@ -34,10 +37,19 @@ class Activation(NamedTuple):
         result: Tensor = getattr(torch.ops.aten, self.op)(z, *parameters, **mode)
         return result
 
+    def takes(self, parameters: tuple[float, ...]) -> bool:
+        """Whether torch's function is defined for these."""
+        for i, rule in enumerate(self.rules):
+            if rule == _NOT_ZERO and parameters[i] == 0:
+                return False
+            if rule == _NOT_BELOW_THE_ONE_BEFORE and parameters[i] < parameters[i - 1]:
+                return False
+        return True
+
 
 ALL = tuple(
-    Activation(name, getattr(nn, kind), op, parameters, divisors, mode_name, mode)
-    for name, kind, op, parameters, divisors, mode_name, mode in _C.ACTIVATION_INFOS
+    Activation(name, getattr(nn, kind), op, parameters, rules, mode_name, mode)
+    for name, kind, op, parameters, rules, mode_name, mode in _C.ACTIVATION_INFOS
 )
 NUMBERS = {activation.name: number for number, activation in enumerate(ALL)}
 # "ReLU" is relu.
@@ -80,11 +92,13 @@ def read(module: Any) -> tuple[int, tuple[float, ...]] | None:
             continue
         if one.mode_name is not None and getattr(module, one.mode_name) != one.mode:
             continue
+        parameters = tuple(getattr(module, name) for name in one.parameters)
+        # Torch will say what it thinks of others; a tensor may want a gradient.
+        if not all(isinstance(value, (int, float)) for value in parameters):
+            return None
         try:
-            parameters = tuple(float(getattr(module, name)) for name in one.parameters)
-        except (TypeError, ValueError, OverflowError):  # torch will say what it thinks of it
+            parameters = tuple(map(float, parameters))
+        except OverflowError:
             return None
-        if any(getattr(module, name) == 0 for name in one.divisors):  # … and of this
-            return None
-        return number, parameters
+        return (number, parameters) if one.takes(parameters) else None
     return None

@@ -110,6 +110,11 @@ class TrainStep:
         except RuntimeError as error:
             raise self._of_an_argument(error) from None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name in ("model", "loss", "optimizer") and "_hooks" in self.__dict__:
+            self._hooks = self._hook_dicts()  # those of the new one
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._hooks = self._hook_dicts()  # a copied optimizer makes its own anew

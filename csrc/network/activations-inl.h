@@ -242,7 +242,8 @@ struct SELU {
 
 // Barron 2017.
 struct CELU {
-  static constexpr ActivationInfo info{"celu", "CELU", Saved::sums, {{"alpha", 1, true}}};
+  static constexpr ActivationInfo info{
+      "celu", "CELU", Saved::sums, {{"alpha", 1, Parameter::not_zero}}};
   template <typename T>
   static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
     using V = Vec<T>;
@@ -258,7 +259,11 @@ struct CELU {
 // Krizhevsky 2010. Torch's module is a Hardtanh, whose bounds may be set.
 struct ReLU6 {
   static constexpr ActivationInfo info{
-      "relu6", "ReLU6", Saved::sums, {{"min_val", 0}, {"max_val", 6}}, "hardtanh"};
+      "relu6",
+      "ReLU6",
+      Saved::sums,
+      {{"min_val", 0}, {"max_val", 6, Parameter::not_below_the_one_before}},
+      "hardtanh"};
   template <typename T>
   static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
     using V = Vec<T>;

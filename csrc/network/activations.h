@@ -14,9 +14,11 @@ enum class Saved { nothing, output, sums };
 inline constexpr int kMostParameters = 2;
 
 struct Parameter {
+  enum Rule { any, not_zero, not_below_the_one_before };
+
   const char* name = nullptr;  // of the module's attribute and of the ATen operator's argument
   double value = 0;            // torch's default
-  bool divides = false;        // it may not be zero
+  Rule rule = any;             // what torch demands of it
 };
 
 struct ActivationInfo {
@@ -38,7 +40,9 @@ struct ActivationInfo {
   // Whether torch's function is defined for these.
   constexpr bool takes(const double* values) const {
     for (int i = 0; i < parameter_count(); ++i) {
-      if (parameters[i].divides && values[i] == 0) return false;
+      if (parameters[i].rule == Parameter::not_zero && values[i] == 0) return false;
+      if (parameters[i].rule == Parameter::not_below_the_one_before && values[i] < values[i - 1])
+        return false;
     }
     return true;
   }

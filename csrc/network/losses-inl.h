@@ -1,7 +1,7 @@
 // All losses. Included inside a target region, after math-inl.h.
 #include "network/losses/classes-inl.h"
 #include "network/losses/elementwise-inl.h"
-// … and those that are written with it, or without.
+// The losses themselves come after what they share.
 #include "network/losses/bce_with_logits-inl.h"
 #include "network/losses/cross_entropy-inl.h"
 #include "network/losses/gaussian_nll-inl.h"

@@ -87,8 +87,8 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
       for (int i = 0; i < activations()[number].parameter_count(); ++i)
         layer.parameters[i] = rest.take("an activation's parameter");
       if (!activations()[number].takes(layer.parameters))
-        refuse("with a parameter that " + std::string(activations()[number].name) +
-               " divides by, and that is 0");
+        refuse("with parameters that " + std::string(activations()[number].name) +
+               " does not take");
     } else if (op == Op::dropout) {
       layer.dropout = rest.take("a dropout's probability");
     } else if (op == Op::noise) {

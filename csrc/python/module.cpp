@@ -131,13 +131,13 @@ py::tuple described_activations() {
   py::list all;
   for (const ActivationInfo& info : activations()) {
     py::dict parameters;
-    py::list divisors;
+    py::list rules;
     for (int i = 0; i < info.parameter_count(); ++i) {
       parameters[info.parameters[i].name] = info.parameters[i].value;
-      if (info.parameters[i].divides) divisors.append(info.parameters[i].name);
+      rules.append(static_cast<int>(info.parameters[i].rule));
     }
     all.append(py::make_tuple(info.name, info.module, info.op ? info.op : info.name, parameters,
-                              py::tuple(divisors), info.mode_name, info.mode));
+                              py::tuple(rules), info.mode_name, info.mode));
   }
   return py::tuple(all);
 }

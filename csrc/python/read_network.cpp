@@ -174,7 +174,10 @@ class Reader {
       layer().activation = one.number;
       for (size_t i = 0; i < one.parameters.size(); ++i) {
         PyObject* const parameter = PyDict_GetItemWithError(state, one.parameters[i]);
-        if (!read_number(parameter, layer().parameters[i])) return false;
+        // Not of whatever float() takes: torch refuses strings, and differentiates tensors.
+        if (!parameter || !(PyFloat_Check(parameter) || PyLong_Check(parameter)) ||
+            !read_number(parameter, layer().parameters[i]))
+          return false;
       }
       return info.takes(layer().parameters);
     }

@@ -22,7 +22,7 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from fastmlp import FusedLinear, FusedMLP, functional
+from fastmlp import FusedLinear, FusedMLP, TrainStep, functional
 
 
 def test_names() -> None:
@@ -180,7 +180,7 @@ def test_a_celu_that_divides_by_zero_is_torchs_matter() -> None:
         model(x)
     weight = torch.randn(2, 3)
     program = [0, 0, 1, functional.ACTIVATIONS.index("celu")]
-    with pytest.raises(RuntimeError, match="celu divides by"):
+    with pytest.raises(RuntimeError, match="that celu does not take"):
         torch.ops.fastmlp.mlp(x, [weight], program, [0.0])
 
 
@@ -192,6 +192,36 @@ def test_the_bounds_of_a_relu6_may_be_set(isa: str, dtype: torch.dtype) -> None:
     assert model.why_plain(x) is None
     y = nn.Hardtanh(-0.25, 0.5)(model[0](x))
     torch.testing.assert_close(model(x), model[2](y))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (nn.ReLU6(), "min_val", 7.0),
+        (nn.Softplus(), "beta", "2"),
+        (nn.Softplus(), "beta", torch.nn.Parameter(torch.tensor(2.0))),
+    ],
+)
+def test_parameters_that_torch_refuses_or_differentiates_run_plain(
+    module: nn.Module, name: str, value: object
+) -> None:
+    if isinstance(value, nn.Parameter):
+        setattr(module, name, value)
+    else:
+        module.__dict__[name] = value
+    model = FusedMLP.from_sequential(nn.Sequential(nn.Linear(3, 2), module))
+    x = torch.randn(4, 3)
+    assert model.why_plain(x) is not None
+
+    def outcome(network: nn.Module) -> str:
+        try:
+            return str(network(x))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    assert outcome(model) == outcome(model.as_sequential())
+    with pytest.raises(ValueError, match="module 1"):
+        TrainStep(model, nn.MSELoss(), torch.optim.SGD(model[0].parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

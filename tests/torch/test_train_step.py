@@ -51,6 +51,7 @@ from twins import (
     cross_entropy,
     float32_bound,
     plain_step,
+    plain_twin,
     sgd,
     target,
 )
@@ -1761,3 +1762,37 @@ def test_every_instruction_set_is_proven_to_run() -> None:
             twins.step(*twins.batch())
             ran = _C.recorded_kernels()
         assert {name.split("_")[-1] for name in ran} == {isa}
+
+
+def test_hooks_of_what_took_a_place_are_seen() -> None:
+    model, called = small(), []
+    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), lr=0.1))
+    x, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    loss = nn.CrossEntropyLoss()
+    loss.register_forward_hook(lambda *_: called.append("loss"))
+    step.loss = loss
+    with pytest.raises(RuntimeError, match="hook"):
+        step(x, y)
+    step.loss = nn.CrossEntropyLoss()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: called.append("optimizer"))
+    step.optimizer = optimizer
+    with pytest.raises(RuntimeError, match="hook"):
+        step(x, y)
+    assert not called
+
+
+@pytest.mark.parametrize("kind", [Adam, RMSprop, Adadelta, RAdam])
+def test_squares_that_would_overflow(isa: str, kind: type[Optimizer]) -> None:
+    """Of a gradient whose square is infinite in float32, a part of it is not."""
+    model = FusedMLP([1, 1], bias=False)
+    model[0].weight.data.fill_(0.5)
+    plain = plain_twin(model)
+    x, y = torch.full((1, 1), 2e19), torch.zeros(1, 1)
+    step = TrainStep(model, nn.L1Loss(), kind(model.parameters(), foreach=False))
+    optimizer = kind(plain.parameters(), foreach=False)
+    for _ in range(3):
+        step(x, y)
+        plain_step(plain, nn.L1Loss(), optimizer, x, y)
+    assert_same_optimizer(step.optimizer, optimizer, 1e-5)
+    assert_close(model[0].weight, plain[0].weight, 1e-5, "weight")

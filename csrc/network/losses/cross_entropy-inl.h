@@ -54,9 +54,8 @@ struct SoftmaxLoss {
   }
 
   // row(i, maximum, sum, level) for each row, when its gradient holds its softmax, of its greatest
-  // element and the sum of the exponentials of the differences from it: -log p of class j is
-  // `level`
-  // - z[j].
+  // element and the sum of the exponentials of the differences from it: level - z[j] is -log p of
+  // class j.
   template <typename T, typename Row>
   static FASTMLP_INLINE void each_row(const Loss& loss, int64_t begin, int64_t end,
                                       const Row& row) {

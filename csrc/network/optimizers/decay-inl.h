@@ -1,6 +1,7 @@
 // What the optimizers share: weight decay, and averages that decay exponentially.
 
-// Either the gradient's or the step's, "decoupled" (Loshchilov and Hutter 2019).
+// It is added to the gradient, or shrinks the parameter itself where it is "decoupled" (Loshchilov
+// and Hutter 2019).
 template <typename T>
 struct WeightDecay {
   using V = Vec<T>;
@@ -47,7 +48,8 @@ struct Average {
     return flushes ? without_subnormals<T>(result) : result;
   }
   FASTMLP_INLINE Reg<T> of_squares(Reg<T> average, Reg<T> x) const {
-    const auto result = V::fma(V::mul(x, x), rest, V::mul(average, factor));
+    // In torch's order: the square of a huge x may be infinite where a part of it is not.
+    const auto result = V::fma(V::mul(x, rest), x, V::mul(average, factor));
     return flushes ? without_subnormals<T>(result) : result;
   }
 };
