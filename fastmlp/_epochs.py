@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from fastmlp._progress import Bar, Score
@@ -37,7 +37,7 @@ class Scores:
         self.epoch = Score()
 
     def count(
-        self, losses: Iterable[float], correct: Iterable[int], rows: int, ignored: int = 0
+        self, losses: Sequence[float], correct: Sequence[int], rows: int, ignored: int = 0
     ) -> None:
         """Adds batches that have `rows` rows in all, of which some do not count as predictions."""
         for score in (self.window, self.epoch):

@@ -318,8 +318,10 @@ class Feed {
     batch.rows = std::min(batches_.size, batches_.order.numel() - begin);
     const int64_t* const rows = order_ + begin;
     fill_input(rows, batch);
-    const at::Tensor index = batches_.order.narrow(0, begin, batch.rows);
-    if (variance_ >= 0) arguments_.operands[variance_] = variances_.index_select(0, index);
+    const auto taken_of = [&](const at::Tensor& all) {
+      return all.index_select(0, batches_.order.narrow(0, begin, batch.rows));
+    };
+    if (variance_ >= 0) arguments_.operands[variance_] = taken_of(variances_);
     if (batch.rows != operand_rows_ || variance_ >= 0) {
       const int64_t sizes[] = {batch.rows, features_};
       take_output(sizes, loss_);
@@ -331,7 +333,7 @@ class Feed {
       copy_target(rows, batch);
     } else {
       const int64_t sizes[] = {batch.rows, features_};
-      take_target(batches_.targets.index_select(0, index), sizes, dtype_, batch.loss, operands_);
+      take_target(taken_of(batches_.targets), sizes, dtype_, batch.loss, operands_);
     }
   }
 
