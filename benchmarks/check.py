@@ -99,14 +99,18 @@ class Trained(NamedTuple):
     limits: dict[str, float]
 
     @classmethod
-    def of(cls, start: Results, exact: Results, rounded: Results) -> Trained:
-        """From the parameters before, and after it in float64 and in eager's float32."""
+    def of(cls, start: Results, exact: Results, *rounded: Results) -> Trained:
+        """From the parameters before, and after it in float64 and in eager's float32, whose sums
+        may be in several orders."""
 
         def distance(other: Results) -> dict[str, float]:
             return {name: float(np.linalg.norm(exact[name] - other[name])) for name in exact}
 
-        way, rounding = distance(start), distance(rounded)
-        return cls(exact, {name: TOLERANCE * way[name] + 2 * rounding[name] for name in exact})
+        way, roundings = distance(start), [distance(one) for one in rounded]
+        limits = {
+            name: TOLERANCE * way[name] + 2 * max(one[name] for one in roundings) for name in exact
+        }
+        return cls(exact, limits)
 
     def fault(self, results: Results) -> str | None:
         """What is wrong with the parameters after a training, on one line; None: nothing."""
