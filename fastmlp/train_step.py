@@ -148,7 +148,8 @@ class TrainStep:
 
         Raises:
             RuntimeError: the model, the loss or the optimizer has become one that the step cannot
-                honour. Nothing has been modified then.
+                honour, or x or y is of a kind of tensor (dtype, device, layout) that it does not
+                take. Nothing has been modified then.
             TypeError, ValueError: x and y do not fit together.
             IndexError: a class out of bounds.
         """

@@ -11,13 +11,14 @@
 FASTMLP_TARGET_BEGIN("avx2,fma")
 namespace fastmlp::cpu {
 namespace avx2 {
+#include "cpu/isa/tuning_avx2.h"
 #include "cpu/isa/vec_avx2.h"
 #include "cpu/kernels/kernels-inl.h"
 }  // namespace avx2
 
 template <typename T>
 const Kernels<T>& avx2_kernels() {
-  static const Kernels<T> table = avx2::make_kernels<T, 6, 2, 3, 4, 3, 3, 8>("avx2");
+  static const Kernels<T> table = avx2::make_kernels<T, avx2::Tuning>("avx2");
   return table;
 }
 template const Kernels<float>& avx2_kernels();

@@ -11,13 +11,14 @@
 FASTMLP_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 namespace fastmlp::cpu {
 namespace avx512 {
+#include "cpu/isa/tuning_avx512.h"
 #include "cpu/isa/vec_avx512.h"
 #include "cpu/kernels/kernels-inl.h"
 }  // namespace avx512
 
 template <typename T>
 const Kernels<T>& avx512_kernels() {
-  static const Kernels<T> table = avx512::make_kernels<T, 8, 3, 4, 6, 5, 5, 16>("avx512");
+  static const Kernels<T> table = avx512::make_kernels<T, avx512::Tuning>("avx512");
   return table;
 }
 template const Kernels<float>& avx512_kernels();

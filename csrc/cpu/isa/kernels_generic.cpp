@@ -9,13 +9,14 @@
 
 namespace fastmlp::cpu {
 namespace generic {
+#include "cpu/isa/tuning_generic.h"
 #include "cpu/isa/vec_generic.h"
 #include "cpu/kernels/kernels-inl.h"
 }  // namespace generic
 
 template <typename T>
 const Kernels<T>& generic_kernels() {
-  static const Kernels<T> table = generic::make_kernels<T, 4, 2, 2, 3, 3, 3, 8>("generic");
+  static const Kernels<T> table = generic::make_kernels<T, generic::Tuning>("generic");
   return table;
 }
 template const Kernels<float>& generic_kernels();

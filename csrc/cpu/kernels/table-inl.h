@@ -52,25 +52,25 @@ void fill_optimizers(Kernels<T>& table, List<Each...>) {
   ((table.update[number++] = update<T, Each>), ...);
 }
 
-template <typename T, int many_rows, int many_vectors, int few_rows, int few_vectors, int dot_rows,
-          int dot_columns, int row_columns>
+// Tuned: tuning_<isa>.h's.
+template <typename T, typename Tuned>
 Kernels<T> make_kernels(const char* isa) {
-  static_assert(many_rows <= kMaxTileRows && few_rows <= many_rows);
-  static_assert(few_vectors <= kMaxTileVectors && many_vectors <= few_vectors);
-  static_assert(dot_rows <= kMaxDotTile && dot_columns <= row_columns &&
-                row_columns <= kMaxRowTile);
+  static_assert(Tuned::many_rows <= kMaxTileRows && Tuned::few_rows <= Tuned::many_rows);
+  static_assert(Tuned::few_vectors <= kMaxTileVectors && Tuned::many_vectors <= Tuned::few_vectors);
+  static_assert(Tuned::dot_rows <= kMaxDotTile && Tuned::dot_columns <= Tuned::row_columns &&
+                Tuned::row_columns <= kMaxRowTile);
   Kernels<T> table{};
   table.isa = isa;
   table.width = Vec<T>::width;
-  table.many_rows = {many_rows, many_vectors};
-  table.few_rows = {few_rows, few_vectors};
-  table.dot_rows = dot_rows;
-  table.dot_columns = dot_columns;
-  table.row_columns = row_columns;
-  fill_gemm_rows<T, many_rows, many_vectors>(table);
-  fill_gemm_rows<T, few_rows, few_vectors>(table);
-  fill_dot<T, dot_rows, dot_columns, dot_columns>(table);
-  fill_dot<T, 1, row_columns, row_columns>(table);
+  table.many_rows = {Tuned::many_rows, Tuned::many_vectors};
+  table.few_rows = {Tuned::few_rows, Tuned::few_vectors};
+  table.dot_rows = Tuned::dot_rows;
+  table.dot_columns = Tuned::dot_columns;
+  table.row_columns = Tuned::row_columns;
+  fill_gemm_rows<T, Tuned::many_rows, Tuned::many_vectors>(table);
+  fill_gemm_rows<T, Tuned::few_rows, Tuned::few_vectors>(table);
+  fill_dot<T, Tuned::dot_rows, Tuned::dot_columns, Tuned::dot_columns>(table);
+  fill_dot<T, 1, Tuned::row_columns, Tuned::row_columns>(table);
   fill_activations(table, Activations());
   fill_losses(table, Losses());
   fill_optimizers(table, Optimizers());
