@@ -97,19 +97,43 @@ PyObject* why_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// run_modules(modules, input) -> Tensor, or None where the modules have to run plain.
-PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  HANDLE_TH_ERRORS
-  if (count != 2 || !PyDict_Check(args[0])) throw py::type_error("expected (modules, input)");
+// The output of the modules, or None where they have to run plain.
+PyObject* run_modules(PyObject* modules, PyObject* object) {
   const at::Tensor* input = nullptr;
-  if (mode_in_the_way() || operand_in_the_way(args[1], input) || input->dim() == 0) Py_RETURN_NONE;
+  if (mode_in_the_way() || operand_in_the_way(object, input) || input->dim() == 0) Py_RETURN_NONE;
   Network network;
   network.dtype = input->scalar_type();
-  if (!recognise(args[0], network)) {
+  if (!recognise(modules, network)) {
     if (PyErr_Occurred()) throw py::error_already_set();
     Py_RETURN_NONE;
   }
   return run_network(*input, network);
+}
+
+// run_modules(modules, input) -> Tensor or None
+PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 2 || !PyDict_Check(args[0])) throw py::type_error("expected (modules, input)");
+  return run_modules(args[0], args[1]);
+  END_HANDLE_TH_ERRORS
+}
+
+// call_model(model, input) -> Tensor, or None where the call is not just a FusedMLP's forward that
+// runs fused: of a derived class, with hooks, compiled, with other arguments.
+PyObject* call_model(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  const Known& names = known();
+  if (count != 2 || reinterpret_cast<PyObject*>(Py_TYPE(args[0])) != names.fused_mlp ||
+      PyDict_GetItemWithError(Py_TYPE(args[0])->tp_dict, names.forward) != names.fused_forward)
+    Py_RETURN_NONE;
+  const auto state = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(args[0], nullptr));
+  if (!state) throw py::error_already_set();
+  PyObject* const compiled = PyDict_GetItemWithError(state.ptr(), names.compiled_call);
+  PyObject* const modules = PyDict_GetItemWithError(state.ptr(), names.modules);
+  if ((compiled && compiled != Py_None) || !modules || !PyDict_Check(modules) ||
+      is_hooked(state.ptr()))
+    Py_RETURN_NONE;
+  return run_modules(modules, args[1]);
   END_HANDLE_TH_ERRORS
 }
 
@@ -164,6 +188,8 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   const auto held = [](const py::handle& object) { return object.inc_ref().ptr(); };
   names.linear = held(classes["linear"]);
   names.fused_linear = held(classes["fused_linear"]);
+  names.fused_mlp = held(classes["fused_mlp"]);
+  names.fused_forward = held(classes["fused_mlp"].attr("__dict__")["forward"]);
   names.dropout = held(classes["dropout"]);
   names.residual = held(classes["residual"]);
   names.device_context = held(classes["device_context"]);
@@ -188,7 +214,11 @@ PyMethodDef kMethods[] = {
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run)), METH_FASTCALL, nullptr},
     {"why_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(why_plain)), METH_FASTCALL,
      nullptr},
-    {"run_modules", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(run_modules)),
+    {"run_modules",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(
+         static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(run_modules))),
+     METH_FASTCALL, nullptr},
+    {"call_model", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call_model)),
      METH_FASTCALL, nullptr},
     {"train_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(train_step)),
      METH_FASTCALL, nullptr},

@@ -117,6 +117,14 @@ bool is_empty_dict(PyObject* object) {
   return object && PyDict_Check(object) && PyDict_Size(object) == 0;
 }
 
+bool is_hooked(PyObject* state) {
+  if (PyDict_GetItemWithError(state, known().forward)) return true;
+  for (PyObject* name : known().hooks) {
+    if (!is_empty_dict(PyDict_GetItemWithError(state, name))) return true;
+  }
+  return false;
+}
+
 namespace {
 
 // What has been read of a layer: what may still belong to it.
@@ -143,10 +151,7 @@ class Reader {
     if (module == Py_None) return false;
     const py::object state =
         py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
-    if (!state || PyDict_GetItemWithError(state.ptr(), names_.forward)) return false;
-    for (PyObject* name : names_.hooks) {
-      if (!is_empty_dict(PyDict_GetItemWithError(state.ptr(), name))) return false;
-    }
+    if (!state || is_hooked(state.ptr())) return false;
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(module));
     if (type == names_.linear) return read_linear(state.ptr());
     if (type == names_.dropout) return read_dropout(state.ptr());

@@ -48,6 +48,8 @@ struct KnownActivation {
 struct Known {
   PyObject* linear = nullptr;
   PyObject* fused_linear = nullptr;
+  PyObject* fused_mlp = nullptr;
+  PyObject* fused_forward = nullptr;  // FusedMLP's own
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
   PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
@@ -63,6 +65,7 @@ struct Known {
   PyObject* activation = PyUnicode_InternFromString("activation");
   PyObject* inplace = PyUnicode_InternFromString("inplace");
   PyObject* forward = PyUnicode_InternFromString("forward");
+  PyObject* compiled_call = PyUnicode_InternFromString("_compiled_call_impl");
   PyObject* weight = PyUnicode_InternFromString("weight");
   PyObject* bias = PyUnicode_InternFromString("bias");
 };
@@ -70,6 +73,9 @@ struct Known {
 Known& known();
 
 bool is_empty_dict(PyObject* object);
+
+// Whether a module, of which `state` is the dict, has a hook or a forward of its own.
+bool is_hooked(PyObject* state);
 
 // The operands of a Sequential (nested or not) of linear layers, activations, dropout and residual
 // blocks of these, recognised anew in each call at a sixth of what the same takes in Python. False

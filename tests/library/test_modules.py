@@ -895,3 +895,66 @@ def test_fused_linear_in_a_sequential() -> None:
     plain.load_state_dict(dict(zip(plain.state_dict(), model.state_dict().values(), strict=True)))
     x = torch.randn(4, 12)
     torch.testing.assert_close(model(x), plain(x))
+
+
+def test_calls_that_are_not_only_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`__call__` goes past nn.Module's own where there is nothing to see on the way."""
+    model, x = FusedMLP([5, 4, 3]), torch.randn(2, 5)
+    expected = model.as_sequential()(x)
+
+    def same(output: Tensor) -> bool:
+        return torch.allclose(output, expected)
+
+    assert same(model(x))
+    assert same(model(input=x))
+    for wrong in (lambda: model(), lambda: model(x, x), lambda: model(x, other=x)):
+        with pytest.raises(TypeError):
+            wrong()
+    seen: list[str] = []
+    handles = [
+        model.register_forward_hook(lambda *_: seen.append("hook")),
+        model.register_forward_pre_hook(lambda *_: seen.append("pre-hook")),
+        model.register_full_backward_hook(lambda *_: seen.append("backward")),
+        torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append("global")),
+    ]
+    model(x).sum().backward()
+    assert {"hook", "pre-hook", "backward", "global"} <= set(seen)
+    for handle in handles:
+        handle.remove()
+    seen.clear()
+
+    own = nn.Module.__call__
+
+    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.append(type(module).__name__)
+        return own(module, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "__call__", traced)
+        assert same(model(x))
+        assert "FusedMLP" in seen
+    with monkeypatch.context() as patch:
+        patch.setattr(FusedMLP, "forward", lambda self, x: x + 1)
+        assert torch.equal(model(x), x + 1)
+    model.forward = lambda x: x + 2  # type: ignore[method-assign, assignment]
+    assert torch.equal(model(x), x + 2)
+    del model.forward
+    assert same(model(x))
+    model._compiled_call_impl = lambda x: x + 3  # what model.compile() sets
+    assert torch.equal(model(x), x + 3)
+
+
+def test_a_derived_class_takes_the_arguments_of_its_forward() -> None:
+    class Two(FusedMLP):
+        def forward(self, x: Tensor, input: Tensor | None = None) -> Tensor:  # type: ignore[override]
+            return x if input is None else x + input
+
+    class Nothing(FusedMLP):
+        def forward(self) -> int:  # type: ignore[override]
+            return 7
+
+    x = torch.ones(2, 5)
+    assert torch.equal(Two([5, 3])(x), x)
+    assert torch.equal(Two([5, 3])(x, input=x), 2 * x)
+    assert torch.equal(Two([5, 3])(input=x, x=3 * x), 4 * x)
+    assert Nothing([5, 3])() == 7
