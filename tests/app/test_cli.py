@@ -473,6 +473,10 @@ def test_where_scripts_find_the_command() -> None:
     assert (module.train, module.Training) == (train.train, train.Training)
     for name in ("fastmlp", "fastmlp.cli"):
         told = subprocess.run(
-            [sys.executable, "-m", name, "--version"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", name, "--version"],
+            cwd=Path(__file__).parent,  # not the source tree, which hides the installed package
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert told.stdout == f"fastmlp {fastmlp.__version__}\n"
