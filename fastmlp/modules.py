@@ -326,9 +326,16 @@ class FusedMLP(nn.Sequential):
         """As of `torch.nn.Module`, whose own call and a frame for `forward` would take a quarter of
         a small network's time."""
         # Tracers put another function in the place of nn.Module's.
-        is_plain_call = not args and not kwargs and _Module.__call__ is _MODULE_CALL
-        if is_plain_call and not is_compiling() and forward_ad._current_level < 0:
+        is_one_input = input is not _MISSING and not args and not kwargs
+        if (
+            is_one_input
+            and _Module.__call__ is _MODULE_CALL
+            and not is_compiling()
+            and forward_ad._current_level < 0
+        ):
             output = _call_model(self, input)
+            if output is NotImplemented:
+                return self._run_plain(input)
             if output is not None:
                 return output
         if input is _MISSING:
@@ -341,10 +348,15 @@ class FusedMLP(nn.Sequential):
             output = _C.run_modules(self._modules, input)
             if output is not None:
                 return output
-            if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("plain path: %s", self.why_plain(input))
-        elif not isinstance(network := self._network(), str):
+            return self._run_plain(input)
+        if not isinstance(network := self._network(), str):
             return functional.run(input, network)
+        plain: Tensor = super().forward(input)
+        return plain
+
+    def _run_plain(self, input: Tensor) -> Tensor:
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("plain path: %s", self.why_plain(input))
         plain: Tensor = super().forward(input)
         return plain
 

@@ -47,18 +47,29 @@ struct LeakyReLU {
   }
 };
 
+// What ELU, SELU and CELU share: `above` where z is above 0, below it factor·(exp(x) - 1), and
+// their slopes.
+template <typename T>
+FASTMLP_INLINE Reg<T> exponential_below(Reg<T> z, Reg<T> x, Reg<T> factor, Reg<T> above) {
+  using V = Vec<T>;
+  return V::select(V::is_not_positive(z), V::mul(expm1<T>(x), factor), above);
+}
+template <typename T>
+FASTMLP_INLINE Reg<T> exponential_slope_below(Reg<T> z, Reg<T> x, Reg<T> factor, Reg<T> above) {
+  using V = Vec<T>;
+  return V::select(V::is_positive(z), above, V::mul(factor, exp<T>(x)));
+}
+
 // Clevert, Unterthiner and Hochreiter 2016.
 struct ELU {
   static constexpr ActivationInfo info{"elu", "ELU", Saved::sums, {{"alpha", 1}}};
   template <typename T>
   static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
-    using V = Vec<T>;
-    return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), p[0]), z);
+    return exponential_below<T>(z, z, p[0], z);
   }
   template <typename T>
   static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
-    using V = Vec<T>;
-    return V::select(V::is_positive(z), g, V::mul(V::mul(g, p[0]), exp<T>(z)));
+    return exponential_slope_below<T>(z, z, Vec<T>::mul(g, p[0]), g);
   }
 };
 
@@ -188,8 +199,8 @@ struct Softplus {
   static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
     using V = Vec<T>;
     const auto x = V::mul(z, p[0]);
-    const auto small = log_of_one_and<T>(exp<T>(V::sub(V::zero(), V::abs(x))));
-    return is_linear<T>(x, p[1], z, V::div(V::add(small, V::max(V::zero(), x)), p[0]));
+    const auto e = exp<T>(V::sub(V::zero(), V::abs(x)));
+    return is_linear<T>(x, p[1], z, V::div(softplus<T>(x, e), p[0]));
   }
   template <typename T>
   static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
@@ -213,12 +224,9 @@ struct Hardswish {
     using V = Vec<T>;
     const auto three = V::set1(T(3));
     const auto slope = V::add(V::div(z, three), V::set1(T(0.5)));
-    const auto below = V::is_not_positive(V::add(z, three));
-    const auto inside = V::is_positive(V::sub(three, z));
-    // NaN is inside, as in torch.
-    const auto sloped = V::mul(g, slope);
-    return V::select(below, V::zero(),
-                     V::select(inside, sloped, V::select(V::is_positive(z), g, sloped)));
+    // NaN lies between, as in torch.
+    const auto rest = V::select(V::is_not_positive(V::sub(three, z)), g, V::mul(g, slope));
+    return V::select(V::is_not_positive(V::add(z, three)), V::zero(), rest);
   }
 };
 
@@ -229,14 +237,13 @@ struct SELU {
   template <typename T>
   static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>*) {
     using V = Vec<T>;
-    return V::select(V::is_not_positive(z), V::mul(expm1<T>(z), V::set1(T(kAlpha * kScale))),
-                     V::mul(z, V::set1(T(kScale))));
+    return exponential_below<T>(z, z, V::set1(T(kAlpha * kScale)), V::mul(z, V::set1(T(kScale))));
   }
   template <typename T>
   static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>*) {
     using V = Vec<T>;
-    return V::select(V::is_positive(z), V::mul(g, V::set1(T(kScale))),
-                     V::mul(V::mul(g, V::set1(T(kAlpha * kScale))), exp<T>(z)));
+    return exponential_slope_below<T>(z, z, V::mul(g, V::set1(T(kAlpha * kScale))),
+                                      V::mul(g, V::set1(T(kScale))));
   }
 };
 
@@ -246,13 +253,11 @@ struct CELU {
       "celu", "CELU", Saved::sums, {{"alpha", 1, Parameter::not_zero}}};
   template <typename T>
   static FASTMLP_INLINE Reg<T> value(Reg<T> z, const Reg<T>* p) {
-    using V = Vec<T>;
-    return V::select(V::is_not_positive(z), V::mul(expm1<T>(V::div(z, p[0])), p[0]), z);
+    return exponential_below<T>(z, Vec<T>::div(z, p[0]), p[0], z);
   }
   template <typename T>
   static FASTMLP_INLINE Reg<T> gradient(Reg<T> g, Reg<T> z, const Reg<T>* p) {
-    using V = Vec<T>;
-    return V::select(V::is_positive(z), g, V::mul(g, exp<T>(V::div(z, p[0]))));
+    return exponential_slope_below<T>(z, Vec<T>::div(z, p[0]), g, g);
   }
 };
 

@@ -189,6 +189,13 @@ FASTMLP_INLINE typename Vec<T>::Reg log_of_one_and(typename Vec<T>::Reg e) {
   return V::mul(V::add(t, t), series);
 }
 
+// log(1 + exp(x)) without overflow, with e = exp(-|x|).
+template <typename T>
+FASTMLP_INLINE typename Vec<T>::Reg softplus(typename Vec<T>::Reg x, typename Vec<T>::Reg e) {
+  using V = Vec<T>;
+  return V::add(log_of_one_and<T>(e), V::max(V::zero(), x));
+}
+
 // log(x) = n·ln 2 + log(m) with x = 2^n·m and √½ <= m < √2, so that near 1 nothing cancels. As of
 // the C library: -inf of zeros, NaN of what is negative.
 template <typename T>

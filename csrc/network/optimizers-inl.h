@@ -1,6 +1,6 @@
 // All optimizers. Included inside a target region, after math-inl.h.
 #include "network/optimizers/decay-inl.h"
-// … which these are written in.
+// The optimizers themselves come after what they share.
 #include "network/optimizers/adadelta-inl.h"
 #include "network/optimizers/adagrad-inl.h"
 #include "network/optimizers/adam-inl.h"

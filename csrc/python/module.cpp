@@ -97,29 +97,30 @@ PyObject* why_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// The output of the modules, or None where they have to run plain.
-PyObject* run_modules(PyObject* modules, PyObject* object) {
+// The output of the modules; None where a mode is in the way, and `plain` where they have to run as
+// torch's own.
+PyObject* run_modules(PyObject* modules, PyObject* object, PyObject* plain) {
+  if (mode_in_the_way()) Py_RETURN_NONE;
   const at::Tensor* input = nullptr;
-  if (mode_in_the_way() || operand_in_the_way(object, input) || input->dim() == 0) Py_RETURN_NONE;
+  if (operand_in_the_way(object, input) || input->dim() == 0) return Py_NewRef(plain);
   Network network;
   network.dtype = input->scalar_type();
-  if (!recognise(modules, network)) {
-    if (PyErr_Occurred()) throw py::error_already_set();
-    Py_RETURN_NONE;
-  }
-  return run_network(*input, network);
+  if (recognise(modules, network)) return run_network(*input, network);
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return Py_NewRef(plain);
 }
 
 // run_modules(modules, input) -> Tensor or None
 PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (count != 2 || !PyDict_Check(args[0])) throw py::type_error("expected (modules, input)");
-  return run_modules(args[0], args[1]);
+  return run_modules(args[0], args[1], Py_None);
   END_HANDLE_TH_ERRORS
 }
 
-// call_model(model, input) -> Tensor, or None where the call is not just a FusedMLP's forward that
-// runs fused: of a derived class, with hooks, compiled, with other arguments.
+// call_model(model, input) -> Tensor; None where nn.Module's own call has to do it: of a derived
+// class, with hooks, compiled, traced; NotImplemented where it would do no more than run the
+// modules.
 PyObject* call_model(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   const Known& names = known();
@@ -131,9 +132,9 @@ PyObject* call_model(PyObject*, PyObject* const* args, Py_ssize_t count) {
   PyObject* const compiled = PyDict_GetItemWithError(state.ptr(), names.compiled_call);
   PyObject* const modules = PyDict_GetItemWithError(state.ptr(), names.modules);
   if ((compiled && compiled != Py_None) || !modules || !PyDict_Check(modules) ||
-      is_hooked(state.ptr()))
+      is_hooked(state.ptr()) || has_global_hooks())
     Py_RETURN_NONE;
-  return run_modules(modules, args[1]);
+  return run_modules(modules, args[1], Py_NotImplemented);
   END_HANDLE_TH_ERRORS
 }
 

@@ -117,6 +117,11 @@ bool is_empty_dict(PyObject* object) {
   return object && PyDict_Check(object) && PyDict_Size(object) == 0;
 }
 
+bool has_global_hooks() {
+  const auto& all = known().global_hooks;
+  return !std::all_of(all.begin(), all.end(), is_empty_dict);
+}
+
 bool is_hooked(PyObject* state) {
   if (PyDict_GetItemWithError(state, known().forward)) return true;
   for (PyObject* name : known().hooks) {
@@ -264,10 +269,7 @@ class Reader {
 }  // namespace
 
 bool recognise(PyObject* modules, Network& network) {
-  for (PyObject* hooks : known().global_hooks) {
-    if (!is_empty_dict(hooks)) return false;
-  }
-  return Reader(network).read(modules) && !network.program.layers.empty();
+  return !has_global_hooks() && Reader(network).read(modules) && !network.program.layers.empty();
 }
 
 }  // namespace fastmlp

@@ -74,6 +74,9 @@ Known& known();
 
 bool is_empty_dict(PyObject* object);
 
+// Whether there are hooks on all modules.
+bool has_global_hooks();
+
 // Whether a module, of which `state` is the dict, has a hook or a forward of its own.
 bool is_hooked(PyObject* state);
 

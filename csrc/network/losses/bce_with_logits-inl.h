@@ -15,16 +15,15 @@ struct BCEWithLogitsLoss {
     FASTMLP_INLINE explicit Element(const Loss& loss)
         : has_weight(loss.operands[0]),
           has_positive_weight(loss.operands[1]),
-          scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
+          scale(gradient_scale<T>(loss)) {}
     FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>* operands, Reg<T>& value,
                                    Reg<T>& gradient) const {
       const auto zero = V::zero(), one = V::set1(T(1)), rest = V::sub(one, t);
       auto l = one;
       if (has_positive_weight) l = V::fma(V::sub(operands[1], one), t, one);
       const auto e = exp<T>(V::sub(zero, V::abs(z)));
-      const auto softplus = V::add(log_of_one_and<T>(e), V::max(V::sub(zero, z), zero));
       const auto sigmoid_of_minus = V::div(V::select(V::is_positive(z), e, one), V::add(one, e));
-      value = V::fma(l, softplus, V::mul(rest, z));
+      value = V::fma(l, softplus<T>(V::sub(zero, z), e), V::mul(rest, z));
       auto slope = V::sub(rest, V::mul(l, sigmoid_of_minus));
       if (has_weight) {
         value = V::mul(operands[0], value);

@@ -15,6 +15,12 @@ inline void prepare_elementwise(Loss& loss) {
   }
 }
 
+// What an element's slope is multiplied by.
+template <typename T>
+FASTMLP_INLINE Reg<T> gradient_scale(const Loss& loss) {
+  return Vec<T>::set1(static_cast<T>(1 / loss.denominator));
+}
+
 // -1 or 1 by the sign of d; where it is 0 or NaN, `otherwise`.
 template <typename T>
 FASTMLP_INLINE Reg<T> sign(Reg<T> d, Reg<T> otherwise) {

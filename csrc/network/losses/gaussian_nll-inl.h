@@ -19,7 +19,7 @@ struct GaussianNLLLoss {
     FASTMLP_INLINE explicit Element(const Loss& loss)
         : eps(V::set1(static_cast<T>(loss.options[kEps]))),
           constant(V::set1(loss.options[kFull] != 0 ? T(0.91893853320467274178) : T(0))),
-          scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
+          scale(gradient_scale<T>(loss)) {}
     FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>* operands, Reg<T>& value,
                                    Reg<T>& gradient) const {
       const auto variance = V::max(eps, operands[0]);  // NaN stays

@@ -17,8 +17,7 @@ struct HuberLoss {
     const Reg<T> delta, scale;
 
     FASTMLP_INLINE explicit Element(const Loss& loss)
-        : delta(V::set1(static_cast<T>(loss.options[kDelta]))),
-          scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
+        : delta(V::set1(static_cast<T>(loss.options[kDelta]))), scale(gradient_scale<T>(loss)) {}
     FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>*, Reg<T>& value,
                                    Reg<T>& gradient) const {
       const auto half = V::set1(T(0.5));

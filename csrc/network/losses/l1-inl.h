@@ -7,8 +7,7 @@ struct L1Loss {
     using V = Vec<T>;
     const Reg<T> scale;
 
-    FASTMLP_INLINE explicit Element(const Loss& loss)
-        : scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
+    FASTMLP_INLINE explicit Element(const Loss& loss) : scale(gradient_scale<T>(loss)) {}
     FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>*, Reg<T>& value,
                                    Reg<T>& gradient) const {
       const auto difference = V::sub(z, t);

@@ -22,7 +22,7 @@ struct PoissonNLLLoss {
         : has_log_input(loss.options[kLogInput] != 0),
           is_full(loss.options[kFull] != 0),
           eps(V::set1(static_cast<T>(loss.options[kEps]))),
-          scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
+          scale(gradient_scale<T>(loss)) {}
     FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>*, Reg<T>& value,
                                    Reg<T>& gradient) const {
       const auto one = V::set1(T(1));

@@ -20,7 +20,7 @@ struct SmoothL1Loss {
     FASTMLP_INLINE explicit Element(const Loss& loss)
         : is_l1(loss.options[kBeta] == 0),
           beta(V::set1(static_cast<T>(loss.options[kBeta]))),
-          scale(V::set1(static_cast<T>(1 / loss.denominator))) {}
+          scale(gradient_scale<T>(loss)) {}
     FASTMLP_INLINE void operator()(Reg<T> z, Reg<T> t, const Reg<T>*, Reg<T>& value,
                                    Reg<T>& gradient) const {
       const auto half = V::set1(T(0.5));

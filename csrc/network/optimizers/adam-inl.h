@@ -1,8 +1,8 @@
 // torch.optim.Adam and AdamW: Kingma and Ba 2015; AMSGrad: Reddi et al. 2018; decoupled weight
 // decay: Loshchilov and Hutter 2019.
-struct AdamOrAdamW {
-  enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kAmsgrad, kDecoupled };
-  enum State { kMean, kSquare, kSquareMax };
+struct AdamOrAdamW : AdamsKin {
+  enum OwnOption { kAmsgrad = kFirstOwn, kDecoupled };
+  enum OwnState { kSquareMax = kSquare + 1 };
   enum Number { kCorrection1, kCorrection2 };  // 1 - beta1^step, √(1 - beta2^step)
 
   static bool has_maximum(const double* o) { return o[kAmsgrad] != 0; }
@@ -28,15 +28,12 @@ struct AdamOrAdamW {
   template <typename T>
   struct Rule {
     using V = Vec<T>;
-    const WeightDecay<T> decay;
-    const Average<T> mean, square;
+    const Averages<T> averages;
     const bool has_maximum;
     const Reg<T> eps, rate;
 
     FASTMLP_INLINE explicit Rule(const Update& u)
-        : decay(u.options[kWeightDecay], u.options[kDecoupled] != 0, u.options[kLr]),
-          mean(u.options[kBeta1], hides_subnormals(u.options[kEps])),
-          square(u.options[kBeta2], hides_subnormals(u.options[kEps])),
+        : averages(u.options, u.options[kDecoupled] != 0),
           has_maximum(u.states[kSquareMax]),
           // rate · m / (√s / root + eps), with both sides of the fraction multiplied by root: a
           // division takes as long as ten other operations.
@@ -44,12 +41,8 @@ struct AdamOrAdamW {
           rate(V::set1(T(-u.options[kLr] / u.numbers[kCorrection1] * u.numbers[kCorrection2]))) {}
 
     FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T> g, Reg<T>* states) const {
-      decay(p, g);
-      const auto m = states[kMean] = mean.of(states[kMean], g);
-      auto s = states[kSquare] = square.of_squares(states[kSquare], g);
-      if (has_maximum) {
-        s = states[kSquareMax] = maximum<T>(states[kSquareMax], s);
-      }
+      auto [m, s] = averages.next(p, g, states);
+      if (has_maximum) s = states[kSquareMax] = maximum<T>(states[kSquareMax], s);
       p = V::fma(V::div(m, V::add(V::sqrt(s), eps)), rate, p);
     }
   };

@@ -1,4 +1,5 @@
-// What the optimizers share: weight decay, and averages that decay exponentially.
+// What the optimizers share: weight decay, averages that decay exponentially, and how a step of
+// Adam and its kin begins.
 
 // It is added to the gradient, or shrinks the parameter itself where it is "decoupled" (Loshchilov
 // and Hutter 2019).
@@ -52,4 +53,33 @@ struct Average {
     const auto result = V::fma(V::mul(x, rest), x, V::mul(average, factor));
     return flushes ? without_subnormals<T>(result) : result;
   }
+};
+
+// What Adam, NAdam and RAdam share: their first options and states, and the averages of gradients
+// and of squares.
+struct AdamsKin {
+  enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kFirstOwn };
+  enum State { kMean, kSquare };
+
+  template <typename T>
+  struct Moments {
+    Reg<T> mean, square;
+  };
+  template <typename T>
+  struct Averages {
+    const WeightDecay<T> decay;
+    const Average<T> mean, square;
+
+    FASTMLP_INLINE Averages(const double* o, bool decoupled)
+        : decay(o[kWeightDecay], decoupled, o[kLr]),
+          mean(o[kBeta1], hides_subnormals(o[kEps])),
+          square(o[kBeta2], hides_subnormals(o[kEps])) {}
+
+    FASTMLP_INLINE Moments<T> next(Reg<T>& p, Reg<T>& g, Reg<T>* states) const {
+      decay(p, g);
+      states[kMean] = mean.of(states[kMean], g);
+      states[kSquare] = square.of_squares(states[kSquare], g);
+      return {states[kMean], states[kSquare]};
+    }
+  };
 };

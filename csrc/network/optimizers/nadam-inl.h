@@ -1,7 +1,6 @@
 // torch.optim.NAdam: Dozat 2016.
-struct NAdam {
-  enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kMomentumDecay, kDecoupled };
-  enum State { kMean, kSquare };
+struct NAdam : AdamsKin {
+  enum OwnOption { kMomentumDecay = kFirstOwn, kDecoupled };
   enum Scalar { kStep, kProduct };
   // √(1 - beta2^step), and the rates of the gradient and of its mean.
   enum Number { kCorrection, kRate, kMeanRate };
@@ -32,23 +31,18 @@ struct NAdam {
   template <typename T>
   struct Rule {
     using V = Vec<T>;
-    const WeightDecay<T> decay;
-    const Average<T> mean, square;
+    const Averages<T> averages;
     const Reg<T> eps, rate, mean_rate;
 
     FASTMLP_INLINE explicit Rule(const Update& u)
-        : decay(u.options[kWeightDecay], u.options[kDecoupled] != 0, u.options[kLr]),
-          mean(u.options[kBeta1], hides_subnormals(u.options[kEps])),
-          square(u.options[kBeta2], hides_subnormals(u.options[kEps])),
+        : averages(u.options, u.options[kDecoupled] != 0),
           // Both sides of the fraction are multiplied by the correction, as in Adam.
           eps(V::set1(T(u.options[kEps] * u.numbers[kCorrection]))),
           rate(V::set1(T(u.numbers[kRate] * u.numbers[kCorrection]))),
           mean_rate(V::set1(T(u.numbers[kMeanRate] * u.numbers[kCorrection]))) {}
 
     FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T> g, Reg<T>* states) const {
-      decay(p, g);
-      const auto m = states[kMean] = mean.of(states[kMean], g);
-      const auto s = states[kSquare] = square.of_squares(states[kSquare], g);
+      const auto [m, s] = averages.next(p, g, states);
       const auto sum = V::fma(g, rate, V::mul(m, mean_rate));
       p = V::add(p, V::div(sum, V::add(V::sqrt(s), eps)));
     }

@@ -1,7 +1,6 @@
 // torch.optim.RAdam: Liu et al. 2020.
-struct RAdam {
-  enum Option { kLr, kBeta1, kBeta2, kEps, kWeightDecay, kDecoupled };
-  enum State { kMean, kSquare };
+struct RAdam : AdamsKin {
+  enum OwnOption { kDecoupled = kFirstOwn };
   enum Number { kRectified, kRate };  // whether the mean is divided by the square's root
 
   static void advance(Update& u) {
@@ -30,23 +29,18 @@ struct RAdam {
   template <typename T>
   struct Rule {
     using V = Vec<T>;
-    const WeightDecay<T> decay;
-    const Average<T> mean, square;
+    const Averages<T> averages;
     const bool rectified;
     const Reg<T> eps, rate;
 
     FASTMLP_INLINE explicit Rule(const Update& u)
-        : decay(u.options[kWeightDecay], u.options[kDecoupled] != 0, u.options[kLr]),
-          mean(u.options[kBeta1], hides_subnormals(u.options[kEps])),
-          square(u.options[kBeta2], hides_subnormals(u.options[kEps])),
+        : averages(u.options, u.options[kDecoupled] != 0),
           rectified(u.numbers[kRectified] != 0),
           eps(V::set1(T(u.options[kEps]))),
           rate(V::set1(T(u.numbers[kRate]))) {}
 
     FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T> g, Reg<T>* states) const {
-      decay(p, g);
-      auto m = states[kMean] = mean.of(states[kMean], g);
-      const auto s = states[kSquare] = square.of_squares(states[kSquare], g);
+      auto [m, s] = averages.next(p, g, states);
       if (rectified) m = V::div(m, V::add(V::sqrt(s), eps));
       p = V::fma(m, rate, p);
     }

@@ -113,6 +113,10 @@ struct VecContract {
         expect("times_exp2", lanes_of(V::times_exp2(V::set1(x), V::set1(T(n)))),
                each([&](int) { return std::ldexp(x, n); }));
       }
+      for (T x : {T(1), T(1.25), T(1.999)}) {
+        expect("exponent", lanes_of(V::exponent(V::set1(std::ldexp(x, n)))),
+               each([&](int) { return T(n); }));
+      }
     }
   }
 
