@@ -17,9 +17,6 @@ namespace {
 
 #include "images/threefry-inl.h"
 
-// Pixels that are worth a thread: some ten microseconds.
-constexpr int64_t kPixelsPerThread = 8000;
-
 // A member's scratch.
 class Workspace {
  public:
@@ -58,8 +55,8 @@ void resample_each(const Images& images, const Elastic& elastic, int max_threads
                    const Each& each) {
   const Kernels<float>& kernels = active_kernels<float>();
   const int64_t size = images.height * images.width;
-  const int threads =
-      static_cast<int>(std::clamp<int64_t>(images.count * size / kPixelsPerThread, 1, max_threads));
+  const int threads = static_cast<int>(
+      std::clamp<int64_t>(images.count * size / kernels.tuning.pixels_per_thread, 1, max_threads));
   if (images.count > 0)
     record_kernel<float>("resample", kernels.isa, static_cast<int>(images.height),
                          static_cast<int>(images.width));
@@ -107,8 +104,8 @@ Affine fixed_point(const Images& images, double ax, double bx, double cx, double
 // for large matrices: of an image's, planning would take longer than computing.
 void multiply(const Kernels<float>& kernels, int64_t rows, int64_t k, int64_t n, const float* a,
               int64_t a_stride, const float* b, float* c) {
-  const EvenParts tiles(rows, divide_up(rows, kernels.many_rows.rows));
-  const int64_t columns = kernels.many_rows.vectors * kernels.width;
+  const EvenParts tiles(rows, divide_up(rows, kernels.tuning.many_rows.rows));
+  const int64_t columns = kernels.tuning.many_rows.vectors * kernels.width;
   for (int64_t j = 0; j < n; j += columns) {
     const int64_t part = std::min(columns, n - j);
     const int64_t vectors = divide_up(part, kernels.width);

@@ -144,9 +144,11 @@ py::dict tiles() {
   const cpu::Kernels<T>& kernels = cpu::active_kernels<T>();
   py::dict shapes;
   shapes["width"] = kernels.width;
-  shapes["many_rows"] = py::make_tuple(kernels.many_rows.rows, kernels.many_rows.vectors);
-  shapes["few_rows"] = py::make_tuple(kernels.few_rows.rows, kernels.few_rows.vectors);
-  shapes["dot_rows"] = kernels.dot_rows;
+  shapes["many_rows"] =
+      py::make_tuple(kernels.tuning.many_rows.rows, kernels.tuning.many_rows.vectors);
+  shapes["few_rows"] =
+      py::make_tuple(kernels.tuning.few_rows.rows, kernels.tuning.few_rows.vectors);
+  shapes["dot_rows"] = kernels.tuning.dot_rows;
   return shapes;
 }
 

@@ -18,7 +18,7 @@ namespace avx2 {
 
 template <typename T>
 const Kernels<T>& avx2_kernels() {
-  static const Kernels<T> table = avx2::make_kernels<T, avx2::Tuning>("avx2");
+  static const Kernels<T> table = avx2::make_kernels<T>("avx2");
   return table;
 }
 template const Kernels<float>& avx2_kernels();

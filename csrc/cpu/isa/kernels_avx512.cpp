@@ -18,7 +18,7 @@ namespace avx512 {
 
 template <typename T>
 const Kernels<T>& avx512_kernels() {
-  static const Kernels<T> table = avx512::make_kernels<T, avx512::Tuning>("avx512");
+  static const Kernels<T> table = avx512::make_kernels<T>("avx512");
   return table;
 }
 template const Kernels<float>& avx512_kernels();

@@ -16,7 +16,7 @@ namespace generic {
 
 template <typename T>
 const Kernels<T>& generic_kernels() {
-  static const Kernels<T> table = generic::make_kernels<T, generic::Tuning>("generic");
+  static const Kernels<T> table = generic::make_kernels<T>("generic");
   return table;
 }
 template const Kernels<float>& generic_kernels();

@@ -1,9 +1,5 @@
 // Tiles of a matrix product. Included inside a target region, after vec_<isa>.h.
 
-// Rows of b that are no neighbours are no pattern that the processor fetches ahead by itself: up to
-// 1.9 times as fast at 8 × 2048 × 2048 where the tile does it. Packed ones are, and lose by it.
-constexpr int64_t kRowsAhead = 16;
-
 // One step of k of a tile: a row of b by vectors, a column of a element by element. A masked load
 // takes a step of the multiply-add units, so the last vector is masked only where it has to be: 5 %
 // of an 8×3 tile.
@@ -43,7 +39,7 @@ FASTMLP_INLINE void add_all(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t 
       if constexpr (far) {
         FASTMLP_UNROLL
         for (int j = 0; j < vectors; ++j)
-          __builtin_prefetch(b + kRowsAhead * b_stride + j * V::width);
+          __builtin_prefetch(b + kTuning.rows_ahead * b_stride + j * V::width);
       }
       add_product<T, rows, vectors, full>(sum, a, a_row_stride, b, tail);
       a += a_col_stride;
@@ -252,9 +248,6 @@ void column_sums(int64_t rows, int64_t n, const T* a, int64_t stride, T* out) {
   }
 }
 
-// Rows far apart are no pattern that the processor fetches ahead by itself.
-constexpr int64_t kPackAhead = 8;
-
 template <typename T>
 void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
                      int64_t packed_stride, int64_t filled) {
@@ -273,7 +266,7 @@ void pack_transposed(int64_t n, int64_t k, const T* source, int64_t stride, T* p
         FASTMLP_UNROLL
         for (int i = 0; i < w; ++i) {
           block[i] = V::load(from + i * stride);
-          __builtin_prefetch(from + i * stride + kPackAhead * w);
+          __builtin_prefetch(from + i * stride + kTuning.packs_ahead * w);
         }
       } else {
         FASTMLP_UNROLL
@@ -299,11 +292,11 @@ void pack_rows(int64_t n, int64_t k, const T* source, int64_t stride, T* packed,
     const T* from = source + p * stride;
     T* to = packed + p * packed_stride;
     for (int64_t j = 0; j < last; j += V::width) {
-      __builtin_prefetch(from + kPackAhead * stride + j);
+      __builtin_prefetch(from + kTuning.packs_ahead * stride + j);
       V::store(to + j, n - j < V::width ? V::load(from + j, V::first(n > j ? n - j : 0))
                                         : V::load(from + j));
     }
-    __builtin_prefetch(from + kPackAhead * stride + last);
+    __builtin_prefetch(from + kTuning.packs_ahead * stride + last);
     V::store(to + last, V::load(from + last, mask), kept);
   }
 }

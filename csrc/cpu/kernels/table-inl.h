@@ -52,25 +52,23 @@ void fill_optimizers(Kernels<T>& table, List<Each...>) {
   ((table.update[number++] = update<T, Each>), ...);
 }
 
-// Tuned: tuning_<isa>.h's.
-template <typename T, typename Tuned>
+template <typename T>
 Kernels<T> make_kernels(const char* isa) {
-  static_assert(Tuned::many_rows <= kMaxTileRows && Tuned::few_rows <= Tuned::many_rows);
-  static_assert(Tuned::few_vectors <= kMaxTileVectors && Tuned::many_vectors <= Tuned::few_vectors);
-  static_assert(Tuned::dot_rows <= kMaxDotTile && Tuned::dot_columns <= Tuned::row_columns &&
-                Tuned::row_columns <= kMaxRowTile);
+  constexpr TileShape many = kTuning.many_rows, few = kTuning.few_rows;
+  constexpr int dot_columns = kTuning.dot_columns, row_columns = kTuning.row_columns;
+  static_assert(many.rows <= kMaxTileRows && few.rows <= many.rows);
+  static_assert(few.vectors <= kMaxTileVectors && many.vectors <= few.vectors);
+  static_assert(kTuning.dot_rows <= kMaxDotTile && dot_columns <= row_columns &&
+                row_columns <= kMaxRowTile);
+  static_assert(kTuning.block_depth <= kMaxBlockDepth);
   Kernels<T> table{};
   table.isa = isa;
   table.width = Vec<T>::width;
-  table.many_rows = {Tuned::many_rows, Tuned::many_vectors};
-  table.few_rows = {Tuned::few_rows, Tuned::few_vectors};
-  table.dot_rows = Tuned::dot_rows;
-  table.dot_columns = Tuned::dot_columns;
-  table.row_columns = Tuned::row_columns;
-  fill_gemm_rows<T, Tuned::many_rows, Tuned::many_vectors>(table);
-  fill_gemm_rows<T, Tuned::few_rows, Tuned::few_vectors>(table);
-  fill_dot<T, Tuned::dot_rows, Tuned::dot_columns, Tuned::dot_columns>(table);
-  fill_dot<T, 1, Tuned::row_columns, Tuned::row_columns>(table);
+  table.tuning = kTuning;
+  fill_gemm_rows<T, many.rows, many.vectors>(table);
+  fill_gemm_rows<T, few.rows, few.vectors>(table);
+  fill_dot<T, kTuning.dot_rows, dot_columns, dot_columns>(table);
+  fill_dot<T, 1, row_columns, row_columns>(table);
   fill_activations(table, Activations());
   fill_losses(table, Losses());
   fill_optimizers(table, Optimizers());

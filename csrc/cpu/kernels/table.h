@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/isa/tuning.h"
 #include "cpu/kernels/mersenne.h"
 #include "images/resample.h"
 #include "network/losses.h"
@@ -13,16 +14,14 @@
 
 namespace fastmlp::cpu {
 
+// What tunings may ask for.
 inline constexpr int kMaxTileRows = 8;
 inline constexpr int kMaxTileVectors = 6;
 inline constexpr int kMaxDotTile = 5;
 inline constexpr int kMaxRowTile = 16;
-inline constexpr int kMostActivations = 32, kMostLosses = 16, kMostOptimizers = 16;
+inline constexpr int64_t kMaxBlockDepth = 1024;
 
-struct TileShape {
-  int rows;
-  int vectors;  // of the kernels' width
-};
+inline constexpr int kMostActivations = 32, kMostLosses = 16, kMostOptimizers = 16;
 
 // All matrices are row-major with a stride from row to row, in elements.
 template <typename T>
@@ -48,11 +47,8 @@ struct Kernels {
                                const Update& update, double scale);
 
   const char* isa;
-  int width;            // elements in a vector
-  TileShape many_rows;  // the gemm tile of products with many rows
-  TileShape few_rows;   // … and with few
-  int dot_rows, dot_columns;
-  int row_columns;                                       // of a dot tile of one row
+  int width;  // elements in a vector
+  Tuning tuning;
   GemmTile gemm[kMaxTileRows + 1][kMaxTileVectors + 1];  // [rows][vectors]; null outside of the two
   DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];         // [rows][columns]
   // c[rows, n] = a[rows] · b[n], or += scale · a · b.

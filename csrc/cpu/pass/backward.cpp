@@ -35,7 +35,7 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     buffers_.add_product(weight_products_.back());
     buffers_.add_product(input_products_.back());
   }
-  threads_ = team_size(cost, machine.max_threads);
+  threads_ = team_size(cost, machine);
   if (layer(0).weight_gradient != Gradient::none) {
     sparse_ = SparsePlan<T>(kernels_, batch, layer(0).out_features, layer(0).in_features,
                             static_cast<int>(machine.max_threads));

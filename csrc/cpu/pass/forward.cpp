@@ -23,7 +23,7 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine)
     buffers_.add_product(products_.back());
     stride = layer.out_features;
   }
-  threads_ = team_size(cost, machine.max_threads);
+  threads_ = team_size(cost, machine);
 }
 
 // A run of the plan: where everything lies.

@@ -16,12 +16,10 @@ namespace {
 // depend on the threads.
 constexpr int64_t kRows = 64, kElements = 16384;
 
-// Elements of simple work that are worth a thread.
-constexpr int64_t kElementsPerThread = 20000;
-constexpr int64_t kRowsCost = 2;  // of an element that is gathered, in these
-
+// For so many elements of simple work.
 int team_size(int64_t elements, int64_t max_threads) {
-  return static_cast<int>(std::clamp<int64_t>(elements / kElementsPerThread, 1, max_threads));
+  const int64_t of_one = active_kernels<float>().tuning.elements_per_thread;
+  return static_cast<int>(std::clamp<int64_t>(elements / of_one, 1, max_threads));
 }
 
 }  // namespace
@@ -149,7 +147,8 @@ void gather(const uint8_t* from, int64_t stride, const int64_t* rows, int64_t co
             int64_t features, T scale, T shift, T* to, int64_t max_threads) {
   const Kernels<T>& kernels = active_kernels<T>();
   each_row(from, stride, rows, count, features,
-           team_size(kRowsCost * count * features, max_threads), [&](int64_t i) {
+           team_size(kernels.tuning.gathered_element * count * features, max_threads),
+           [&](int64_t i) {
              kernels.convert(features, from + rows[i] * stride, scale, shift, to + i * features);
            });
 }

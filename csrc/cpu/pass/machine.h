@@ -32,12 +32,10 @@ inline double product_cost(int64_t m, int64_t n, int64_t k) {
   return rows * columns * depth + (rows + columns) * depth + 4 * rows * columns;
 }
 
-// A second thread costs a few microseconds to wake and to wait for: it is worth that from about so
-// much work a thread on.
-inline constexpr double kCostPerThread = 200e3;
-
-inline int team_size(double cost, int64_t max_threads) {
-  return static_cast<int>(std::clamp(cost / kCostPerThread, 1.0, static_cast<double>(max_threads)));
+template <typename T>
+int team_size(double cost, const Machine<T>& machine) {
+  return static_cast<int>(std::clamp(cost / machine.kernels->tuning.multiplications_per_thread, 1.0,
+                                     static_cast<double>(machine.max_threads)));
 }
 
 // A buffer for all members of the team and one of its own for each, of what the largest of all

@@ -75,16 +75,6 @@ class EvenParts {
           longer_ = 0;  // `longer_` runs hold one more than size_
 };
 
-// Products are formed over blocks of so many terms of their sums at most: a tile's rows of a fill a
-// quarter of the first-level cache.
-inline constexpr int64_t kTileDepth = 384;
-
-// Terms that are added up one after the other, at most. The error of a chain grows with its length,
-// and BLAS libraries cut theirs at 128 to 384: one of 300 had twice the error of theirs. Between
-// two chains a tile of c is written and read, which takes 1 to 3 % of a product. (Both in one call
-// of the kernel cost as much, as its loops ran short of registers.)
-inline constexpr int64_t kChain = 192;
-
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Buffers begin at multiples of 64 bytes, a cache line and the widest vector.

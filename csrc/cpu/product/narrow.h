@@ -28,21 +28,22 @@ class NarrowProduct {
   NarrowProduct(const Kernels<T>& kernels, const ProductShape& shape)
       : kernels_(&kernels), m_(shape.m), n_(shape.n), k_(shape.k), a_(shape.a), b_(shape.b) {
     const int64_t m = m_, n = n_, k = k_;
+    const Tuning& tuning = kernels.tuning;
     turned_ = turning_pays(kernels, m, n, k) ? turned_rows(kernels, m) : 0;
     const int64_t vectors = divide_up(turned_, kernels.width);
-    panels_ = EvenParts(vectors, divide_up(vectors, kernels.many_rows.vectors));
-    dot_columns_ = m == 1 ? kernels.row_columns : kernels.dot_columns;
-    features_ = EvenParts(n, divide_up(n, turned_ ? kernels.many_rows.rows : dot_columns_));
-    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kChain)));
-    dot_depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kDotDepth)));
-    rows_ = EvenParts(m - turned_, divide_up(m - turned_, kernels.dot_rows));
+    panels_ = EvenParts(vectors, divide_up(vectors, tuning.many_rows.vectors));
+    dot_columns_ = m == 1 ? tuning.row_columns : tuning.dot_columns;
+    features_ = EvenParts(n, divide_up(n, turned_ ? tuning.many_rows.rows : dot_columns_));
+    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, tuning.chain)));
+    dot_depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, tuning.dot_depth)));
+    rows_ = EvenParts(m - turned_, divide_up(m - turned_, tuning.dot_rows));
   }
 
   // Whether it is faster than the tiled product, which packs bᵀ.
   static bool pays(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k) {
     // The dot form pays about 3 steps an element for its final sums, transposing b costs about k/4
     // steps a column.
-    return m <= kernels.few_rows.rows || 12 * m < k || turning_pays(kernels, m, n, k);
+    return m <= kernels.tuning.few_rows.rows || 12 * m < k || turning_pays(kernels, m, n, k);
   }
 
   // Of the scratch buffer that compute() needs for each member.
@@ -61,7 +62,7 @@ class NarrowProduct {
     T* const tile = buffer;
     T* const panels = buffer + tile_elements();
     if (turned_) pack(o.a, panels);
-    const int64_t step = std::max<int64_t>(2, kGroup / features_.size());
+    const int64_t step = std::max<int64_t>(2, kernels_->tuning.epilogue_columns / features_.size());
     for (int64_t first = begin; first < end; first += step) {
       const int64_t last = std::min(first + step, end);
       if (turned_) {
@@ -81,13 +82,10 @@ class NarrowProduct {
     T* c;
   };
 
-  static constexpr int64_t kDotDepth = 1024;  // a tile's rows of b: 20 KiB of float
-  static constexpr int64_t kGroup = 64;       // columns between two calls of the epilogue
-
   // Rows beyond whole vectors are worth a vector of their own unless a dot tile holds them.
   static int64_t turned_rows(const Kernels<T>& kernels, int64_t m) {
     const int64_t beyond = m % kernels.width;
-    return beyond <= kernels.dot_rows ? m - beyond : m;
+    return beyond <= kernels.tuning.dot_rows ? m - beyond : m;
   }
 
   static bool turning_pays(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k) {
@@ -96,15 +94,16 @@ class NarrowProduct {
       return false;
     // Turning the tiles and packing a, once for each of two threads, against transposing b.
     if (12 * m >= k && m * (n + 2 * k) >= n * k) return false;
-    // Measured: turned tiles reach 0.83 of the peak at most, dot products 0.68, of few rows half.
+    const Tuning& tuning = kernels.tuning;
     const int64_t turned = turned_rows(kernels, m);
     const double vectors = static_cast<double>(divide_up(turned, kernels.width));
-    const double cost = vectors * kernels.width / 0.83 + static_cast<double>(m - turned) / 0.5 + 2;
-    return cost < static_cast<double>(m) / 0.68;
+    const double cost = vectors * kernels.width / tuning.turned_peak +
+                        static_cast<double>(m - turned) / tuning.few_dots_peak + 2;
+    return cost < static_cast<double>(m) / tuning.dot_peak;
   }
 
   int64_t tile_stride() const { return panels_.total() * kernels_->width; }
-  int64_t tile_elements() const { return 2 * kernels_->many_rows.rows * tile_stride(); }
+  int64_t tile_elements() const { return 2 * kernels_->tuning.many_rows.rows * tile_stride(); }
   int64_t row(int64_t panel) const { return panels_.begin(panel) * kernels_->width; }
   int64_t panel_width(int64_t panel) const { return row(panel + 1) - row(panel); }
   int64_t panel_rows(int64_t panel) const { return std::min(turned_, row(panel + 1)) - row(panel); }
@@ -126,8 +125,8 @@ class NarrowProduct {
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
         const int64_t width = panel_width(panel);
         T* const to = tile + (from - j) * tile_stride() + row(panel);
-        record_kernel<T>("turned", kernels_->isa, kernels_->many_rows.rows,
-                         kernels_->many_rows.vectors * kernels_->width);
+        record_kernel<T>("turned", kernels_->isa, kernels_->tuning.many_rows.rows,
+                         kernels_->tuning.many_rows.vectors * kernels_->width);
         for (int64_t part = 0; part < depth_.count(); ++part) {
           const int64_t k0 = depth_.begin(part);
           const Matrix<T> b = o.b.at(from, k0);
@@ -155,7 +154,7 @@ class NarrowProduct {
         for (int64_t tile = 0; tile < rows_.count(); ++tile) {
           const int64_t i = turned_ + rows_.begin(tile);
           const Matrix<T> a = o.a.at(i, k0);
-          record_kernel<T>("dot", kernels_->isa, kernels_->dot_rows, dot_columns_);
+          record_kernel<T>("dot", kernels_->isa, kernels_->tuning.dot_rows, dot_columns_);
           kernels_->dot[turned_ + rows_.begin(tile + 1) - i][columns](
               dot_depth_.begin(part + 1) - k0, a.data, a.row_stride, b.data, b.row_stride,
               o.c + i * n_ + j, n_, part > 0);

@@ -27,35 +27,34 @@ class TiledProduct {
         b_(shape.b),
         adds_(adds) {
     const int64_t m = m_, n = n_, k = k_;
+    const Tuning& tuning = kernels.tuning;
     const Strides b = b_;
-    tile_ = m <= kernels.few_rows.rows ? kernels.few_rows : kernels.many_rows;
-    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, kTileDepth)));
+    tile_ = m <= tuning.few_rows.rows ? tuning.few_rows : tuning.many_rows;
+    depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, tuning.block_depth)));
     const int64_t vectors = divide_up(n, kernels.width);
     columns_ = EvenParts(vectors, divide_up(vectors, tile_.vectors));
     rows_ = EvenParts(m, divide_up(m, tile_.rows));
     const int64_t cache = second_level_cache_bytes();
-    // As many rows of a as fill half of the second-level cache over one depth (128 rows instead of
-    // 512 lost 8 %).
-    const int64_t row_bytes = kTileDepth * static_cast<int64_t>(sizeof(T));
-    block_tiles_ = std::max<int64_t>(1, cache / 2 / row_bytes / tile_.rows);
+    const int64_t row_bytes = tuning.block_depth * static_cast<int64_t>(sizeof(T));
+    const auto block_bytes = static_cast<int64_t>(tuning.block_share * static_cast<double>(cache));
+    block_tiles_ = std::max<int64_t>(1, block_bytes / row_bytes / tile_.rows);
     // A large c of small depth takes its time to be written to memory. Its rows are pages of their
     // own, so it is written along them: 0.41 ms instead of 0.66 for 2048 × 2048 of depth 3.
     is_outer_ = b.col_stride == 1 && k == 1;
     by_rows_ = b.col_stride == 1 && k <= 16 && m * n * static_cast<int64_t>(sizeof(T)) > cache / 2;
     // b has to be transposed, or its rows lie so far apart that each is a page of its own, and
-    // enough tiles reuse it. Rows at multiples of 2 KiB compete for the same places of the caches
-    // as well, which makes two tiles enough: 2.0 → 1.2 ms for 17 × 2048 × 2048.
-    const bool aliased = b.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
+    // enough tiles reuse it.
+    const bool aliased = b.row_stride * static_cast<int64_t>(sizeof(T)) % tuning.aliased_bytes == 0;
     pack_panels_ = !by_rows_ && !is_outer_ &&
-                   (b.col_stride != 1 ||
-                    (m >= (aliased ? tile_.rows + 1 : 96) && b.row_stride > 4 * panel_elements(1)));
-    group_ = b.col_stride == 1 ? kPanelGroup : 1;
+                   (b.col_stride != 1 || (m >= (aliased ? tile_.rows + 1 : tuning.packed_rows) &&
+                                          b.row_stride > 4 * panel_elements(1)));
+    group_ = b.col_stride == 1 ? tuning.panel_group : 1;
   }
 
   // Elements of the scratch buffer that compute() needs for each member, and of the one that all
   // members share.
   int64_t buffer_elements() const {
-    return (pack_panels_ && !share_panels() ? group_ * panel_elements(kTileDepth) : 0) +
+    return (pack_panels_ && !share_panels() ? group_ * panel_elements(block_depth()) : 0) +
            (block_pays(columns_.count()) ? block_elements() : 0);
   }
   int64_t shared_elements() const { return share_panels() ? 2 * shared_part_elements() : 0; }
@@ -103,20 +102,12 @@ class TiledProduct {
     T scale;
   };
 
-  // Panels packed together, so that a visit to a row, a page, yields more than 200 bytes: 1.2 → 1.0
-  // ms for 17 × 2048 × 2048.
-  static constexpr int64_t kPanelGroup = 4;
-
-  // Tiles between two calls of the epilogue. After each one alone it would wait for what the masked
-  // stores have just written: 33 of 90 µs for a layer 8-8 at batch 4096.
-  static constexpr int64_t kEpilogueTiles = 8;
-
   // Some rows at a time, which the epilogue finds in the first-level cache.
   template <typename Done>
   void compute_outer(Member member, const Operands& o, const Done& done) const {
-    constexpr int64_t kElements = 2048;
     record_kernel<T>("outer", kernels_->isa, 1, static_cast<int>(kernels_->width));
-    const int64_t step = std::max<int64_t>(1, kElements / n_), end = member.end(m_);
+    const int64_t step = std::max<int64_t>(1, kernels_->tuning.epilogue_elements / n_),
+                  end = member.end(m_);
     for (int64_t i = member.begin(m_); i < end; i += step) {
       const int64_t rows = std::min(step, end - i);
       kernels_->outer_product(rows, n_, o.a.at(i, 0).data, o.a.row_stride, o.b.data, o.c + i * n_,
@@ -175,7 +166,8 @@ class TiledProduct {
         const Matrix<T> a =
             block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : o.a.at(i, k0);
         compute_tile(a, b, depth, o.c + i * n_ + j, rows, columns, adds_ || part > 0, o.scale);
-        if (part + 1 < depth_.count() || (unit + 1 < panel_end && unit - whole < kEpilogueTiles))
+        if (part + 1 < depth_.count() ||
+            (unit + 1 < panel_end && unit - whole < kernels_->tuning.epilogue_tiles))
           continue;
         const int64_t top = row(first_tile + whole - block_begin - panel * tiles);
         done(top, i + rows - top, j, columns);
@@ -198,7 +190,7 @@ class TiledProduct {
 
   // Where several blocks of rows use the panels of b, they are packed once, by all for all.
   bool share_panels() const { return pack_panels_ && n_ > 0 && rows_.count() > block_tiles_; }
-  int64_t shared_part_elements() const { return column(columns_.count()) * kTileDepth; }
+  int64_t shared_part_elements() const { return column(columns_.count()) * block_depth(); }
 
   void pack_shared(T* panels, const Matrix<T>& b, int64_t part, Member member) const {
     const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
@@ -208,6 +200,7 @@ class TiledProduct {
     }
   }
 
+  int64_t block_depth() const { return kernels_->tuning.block_depth; }
   int64_t row(int64_t tile) const { return rows_.begin(tile); }
   int64_t column(int64_t panel) const { return columns_.spread(panel) * kernels_->width; }
 
@@ -218,15 +211,14 @@ class TiledProduct {
   }
 
   int64_t block_elements() const {
-    return std::min(block_tiles_, rows_.count()) * tile_.rows * kTileDepth;
+    return std::min(block_tiles_, rows_.count()) * tile_.rows * block_depth();
   }
 
-  // Copying a block of rows of a, tile by tile, pays where enough panels reuse it and its rows or
-  // columns lie about a page apart or more (84 GFLOP/s instead of 150 for a transposed a of 1024 ×
-  // 1024; at 512 × 512 the copy itself costs 5 %).
+  // Whether copying a block of rows of a, tile by tile, does.
   bool block_pays(int64_t panels) const {
-    constexpr int64_t far = 3072 / sizeof(T);
-    return panels >= 6 && k_ >= 64 && std::max(a_.row_stride, a_.col_stride) >= far;
+    const int64_t bytes = std::max(a_.row_stride, a_.col_stride) * static_cast<int64_t>(sizeof(T));
+    const Tuning& tuning = kernels_->tuning;
+    return panels >= tuning.block_panels && k_ >= 64 && bytes >= tuning.far_bytes;
   }
 
   void pack_block(T* block, const Matrix<T>& a, int64_t first_tile, int64_t tiles, int64_t k0,
@@ -277,7 +269,8 @@ class TiledProduct {
                     bool accumulate, T scale) const {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
     const auto gemm = kernels_->gemm[rows][divide_up(columns, kernels_->width)];
-    const EvenParts chains(depth, adds_ ? 1 : std::max<int64_t>(1, divide_up(depth, kChain)));
+    const EvenParts chains(
+        depth, adds_ ? 1 : std::max<int64_t>(1, divide_up(depth, kernels_->tuning.chain)));
     for (int64_t chain = 0; chain < chains.count(); ++chain) {
       const int64_t k = chains.begin(chain);
       gemm(chains.begin(chain + 1) - k, nullptr, a.at(0, k).data, a.row_stride, a.col_stride,

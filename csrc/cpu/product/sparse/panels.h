@@ -25,7 +25,7 @@ class WeightPanels {
     for (int owner = 0; owner < owners; ++owner) {
       const Member member{owner, owners};
       const int64_t first = member.begin(vectors), own = member.end(vectors) - first;
-      const EvenParts parts(own, divide_up(own, kernels.few_rows.vectors));
+      const EvenParts parts(own, divide_up(own, kernels.tuning.few_rows.vectors));
       owners_.push_back(static_cast<int64_t>(begins_.size()));
       for (int64_t part = 0; part < parts.count(); ++part)
         begins_.push_back((first + parts.begin(part)) * kernels.width);

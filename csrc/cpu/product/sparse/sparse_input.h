@@ -20,8 +20,9 @@ namespace fastmlp::cpu {
 class SparseSteps {
  public:
   SparseSteps() = default;
-  SparseSteps(int64_t rows, int64_t tile, int64_t depth)
-      : tiles_(rows, divide_up(rows, tile)), parts_(depth, divide_up(depth, kTileDepth)) {}
+  SparseSteps(const Tuning& tuning, int64_t rows, int64_t depth)
+      : tiles_(rows, divide_up(rows, tuning.few_rows.rows)),
+        parts_(depth, divide_up(depth, tuning.block_depth)) {}
 
   int64_t count() const { return tiles_.count(); }
   int64_t begin(int64_t tile) const { return tiles_.begin(tile); }
@@ -65,8 +66,8 @@ class SparsePlan {
   SparsePlan(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, int threads)
       : kernels_(&kernels), m_(m), n_(n), k_(k) {
     if (m < kLeastRows || k < kLeastFeatures || n < kernels.width || m * k > kMostElements) return;
-    rows_ = SparseSteps(m, kernels.few_rows.rows, k);
-    features_ = SparseSteps(k, kernels.few_rows.rows, m);
+    rows_ = SparseSteps(kernels.tuning, m, k);
+    features_ = SparseSteps(kernels.tuning, k, m);
     panels_ = {kernels, n, k, threads};
     samples_.reserve(kSamples);
     for (int i = 0; i < kSamples; ++i) {
@@ -81,7 +82,7 @@ class SparsePlan {
   bool fits() const { return !samples_.empty(); }
   const WeightPanels<T>& panels() const { return panels_; }
   // Of each member's own buffer.
-  int64_t forward_elements() const { return (kTileDepth + 4) * widest(); }
+  int64_t forward_elements() const { return (kernels_->tuning.block_depth + 4) * widest(); }
   int64_t gradient_elements() const { return kBlockFeatures * widest(); }
 
  private:
@@ -94,7 +95,7 @@ class SparsePlan {
   static constexpr int kSamples = 128;
   static constexpr int64_t kBlockFeatures = 1024;  // of a panel of gradients
 
-  int64_t widest() const { return kernels_->few_rows.vectors * kernels_->width; }
+  int64_t widest() const { return kernels_->tuning.few_rows.vectors * kernels_->width; }
 
   const Kernels<T>* kernels_ = nullptr;
   int64_t m_ = 0, n_ = 0, k_ = 0;
@@ -320,10 +321,10 @@ class SparseInput {
     return aligned<T>(divide_up(items * static_cast<int64_t>(sizeof(Item)), sizeof(T)));
   }
 
-  // The columns of marks[rows, n] with a mark, n up to kTileDepth; returns their number.
+  // The columns of marks[rows, n] with a mark, n up to kMaxBlockDepth; returns their number.
   static int64_t list_columns(int64_t rows, int64_t n, const uint8_t* marks, int64_t stride,
                               int32_t* list) {
-    uint8_t any[kTileDepth];
+    uint8_t any[kMaxBlockDepth];
     std::copy_n(marks, n, any);
     for (int64_t i = 1; i < rows; ++i) {
       for (int64_t j = 0; j < n; ++j) any[j] |= marks[i * stride + j];
@@ -389,7 +390,8 @@ class SparseInput {
                 Matrix<T> a, Matrix<T> b, int64_t columns, T* c, int64_t c_stride, bool accumulate,
                 T scale) const {
     const int64_t depth = steps.parts().begin(part + 1) - steps.parts().begin(part);
-    record_kernel<T>("listed", kernels_->isa, kernels_->few_rows.rows, static_cast<int>(widest()));
+    record_kernel<T>("listed", kernels_->isa, kernels_->tuning.few_rows.rows,
+                     static_cast<int>(widest()));
     kernels_->gemm[steps.begin(tile + 1) - steps.begin(tile)][divide_up(columns, kernels_->width)](
         whole ? depth : steps.count(tile, part) + more, whole ? nullptr : steps.list(tile, part),
         a.data, a.row_stride, a.col_stride, b.data, b.row_stride, c, c_stride, columns, accumulate,
