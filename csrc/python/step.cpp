@@ -370,12 +370,11 @@ class Optimizer {
     return false;
   }
 
-  int operand(PyObject* object, const at::Tensor& parameter) const {
+  int operand(const at::Tensor& parameter) const {
     for (size_t i = 0; i < network_.operands.size(); ++i) {
       if (network_.operands[i].is_same(parameter)) return static_cast<int>(i);
     }
-    const std::string shape = py::str(py::tuple(py::handle(object).attr("shape")));
-    refuse("the optimizer holds a parameter of shape " + shape +
+    refuse("the optimizer holds a parameter of shape " + c10::str(parameter.sizes()) +
            " that is not the model's (any more). Was a layer replaced, or the model moved? Make "
            "the optimizer of model.parameters(), and the TrainStep anew");
   }
@@ -383,7 +382,7 @@ class Optimizer {
   void read(PyObject* object, const Update& update, bool fused) {
     if (!THPVariable_Check(object)) throw py::type_error("expected a parameter");
     const at::Tensor& parameter = THPVariable_Unpack(object);
-    const int place = operand(object, parameter);
+    const int place = operand(parameter);
     if (!parameter.requires_grad()) return;  // frozen: torch.optim passes it over
     if (runs_ && has_accumulator_hook(parameter))
       refuse(

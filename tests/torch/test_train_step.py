@@ -1319,7 +1319,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
         lambda: build(optimizer=lambda m: SGD(m.parameters(), 0.1, differentiable=True)),
     ),
     "foreign": (
-        ValueError, r"shape \(3, 2\) that is not the model's",
+        ValueError, r"shape \[3, 2\] that is not the model's",
         lambda: build(
             optimizer=lambda m: SGD([*m.parameters(), nn.Parameter(torch.zeros(3, 2))], 0.1)
         ),
