@@ -44,10 +44,11 @@ def test_bits_do_not_depend_on_threads(
     problem = Problem.random(batch, sizes, dtype, hidden=hidden)
     torch.set_num_threads(1)
     expected = problem.run(mlp(problem)).named()
-    for count in (2, 2, 3, 4):  # more than there are processors, on many machines
+    for count in (1, 2, 3, 4):  # more than there are processors, on many machines
         torch.set_num_threads(count)
-        for name, tensor in problem.run(mlp(problem)).named().items():
-            assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+        for _ in range(2):
+            for name, tensor in problem.run(mlp(problem)).named().items():
+                assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
 
 
 def test_bits_do_not_depend_on_the_run() -> None:

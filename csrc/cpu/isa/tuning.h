@@ -1,6 +1,6 @@
-// What was found by measurement and not by thought. Each instruction set has its own values in
-// tuning_<isa>.h; what stands here came out alike on all of them so far. (Costs of sparse inputs
-// are measured in dense products of the same shape, so they follow.) After a change,
+// What products and teams are tuned by: found by measurement, not by thought. Each instruction set
+// has its own values in tuning_<isa>.h; what stands here came out alike on all of them so far.
+// (What a sparse input costs is told in dense products, in sparse_input.h.) After a change,
 // `python benchmarks/compare.py HEAD --shapes 'named,grid'` measures every row against the build of
 // the last commit, with FASTMLP_ISA and FASTMLP_L2_BYTES for other machines than the one at hand.
 #pragma once
