@@ -5,9 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <memory>
-#include <utility>
-#include <vector>
 
 #include "network/losses.h"
 #include "network/network.h"
@@ -32,28 +29,22 @@ struct StepArguments {
     int64_t layer = 0;
     bool is_bias = false;
   };
-  std::vector<Update> updates;
-  std::vector<Parameter> parameters;  // of each update
-  double max_grad_norm = 0;           // 0: no clipping
+  Updates updates;                         // they move on with the steps
+  InlineVector<Parameter, 16> parameters;  // of each update
+  double max_grad_norm = 0;                // 0: no clipping
   // Whether nothing outside reads the parameters between two steps.
   bool is_alone = false;
 };
 
-// Forward, loss, backward and update, one batch after the other. Its end leaves the parameters up
-// to date.
-class StepSequence {
+// Where a sequence of steps has its batches from, and tells of each step. What it throws ends the
+// sequence.
+class StepFeed {
  public:
-  explicit StepSequence(StepArguments arguments) : arguments_(std::move(arguments)) {}
-  virtual ~StepSequence() = default;
-  StepSequence(const StepSequence&) = delete;
-  StepSequence& operator=(const StepSequence&) = delete;
+  virtual ~StepFeed() = default;
 
-  virtual LossResult step(StepBatch& batch) = 0;
-  // As the last step has left them.
-  const std::vector<Update>& updates() const { return arguments_.updates; }
-
- protected:
-  StepArguments arguments_;
+  // The next batch; false: there is none.
+  virtual bool next(StepBatch& batch) = 0;
+  virtual void done(const LossResult& result) = 0;
 };
 
 class Backend {
@@ -65,7 +56,9 @@ class Backend {
   virtual at::Tensor allocate(at::IntArrayRef sizes, at::ScalarType dtype) const = 0;
   virtual void forward(const NetworkSpec& spec, const NetworkMemory& memory) const = 0;
   virtual void backward(const NetworkSpec& spec, const NetworkMemory& memory) const = 0;
-  virtual std::unique_ptr<StepSequence> begin_steps(StepArguments arguments) const = 0;
+  // Forward, loss, backward and update, one batch after the other. Leaves the parameters up to
+  // date, also where the feed or a step throws.
+  virtual void run_steps(const StepArguments& arguments, StepFeed& feed) const = 0;
   // to[count, features] = the rows of `from` that `rows` lists, a stride apart, in elements; of the
   // network's dtype, or of uint8, which is read as scale · x + shift.
   virtual void gather(Dtype dtype, const void* from, int64_t stride, const int64_t* rows,

@@ -1,36 +1,16 @@
 // The CPU behind the seam.
 #include "backend.h"
 
-#include <memory>
-
 #include "cpu/max_threads.h"
 #include "cpu/memory.h"
 #include "cpu/noise.h"
 #include "cpu/pass/loss.h"
 #include "cpu/pass/plans.h"
 #include "cpu/pass/step.h"
+#include "cpu/pass/workspace.h"
 
 namespace fastmlp::cpu {
 namespace {
-
-// A buffer for one call: small ones lie on the stack.
-template <typename T>
-class Workspace {
- public:
-  explicit Workspace(int64_t elements) {
-    if (elements > kSmall) {
-      block_ = uninitialized({elements}, sizeof(T) == 4 ? at::kFloat : at::kDouble);
-      data_ = block_.template mutable_data_ptr<T>();
-    }
-  }
-  T* data() { return data_; }
-
- private:
-  static constexpr int64_t kSmall = 16384 / sizeof(T);
-  alignas(64) T small_[kSmall];
-  T* data_ = small_;
-  at::Tensor block_;
-};
 
 template <typename T>
 Matrix<T> input_of(const NetworkSpec& spec, const NetworkMemory& memory) {
@@ -70,10 +50,9 @@ class CpuBackend final : public Backend {
     });
   }
 
-  std::unique_ptr<StepSequence> begin_steps(StepArguments arguments) const override {
-    return dispatch(arguments.network.head.dtype, [&](auto zero) -> std::unique_ptr<StepSequence> {
-      return std::make_unique<Steps<decltype(zero)>>(std::move(arguments), max_threads());
-    });
+  void run_steps(const StepArguments& arguments, StepFeed& feed) const override {
+    dispatch(arguments.network.head.dtype,
+             [&](auto zero) { cpu::run_steps<decltype(zero)>(arguments, feed, max_threads()); });
   }
 
   void gather(Dtype dtype, const void* from, int64_t stride, const int64_t* rows, int64_t count,

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "network/inline_vector.h"
 #include "network/options.h"
 
 namespace fastmlp {
@@ -55,6 +56,9 @@ struct Update {
   // torch's `step`, which each optimizer's scalars begin with, one further.
   double count_step() { return scalars[0] = rounded(0, scalars[0] + 1); }
 };
+
+// Of a step: one for each parameter.
+using Updates = InlineVector<Update*, 16>;
 
 // In the order of their numbers.
 const std::vector<OptimizerInfo>& optimizers();

@@ -252,7 +252,7 @@ class Optimizer {
     }
   }
 
-  std::vector<ParameterUpdate>& updates() { return updates_; }
+  ParameterUpdates& updates() { return updates_; }
 
   // What so many steps leave in the state beside the tensors they have written. It runs no Python,
   // in which an interrupt would be raised when the parameters are new and their state is old.
@@ -477,7 +477,7 @@ class Optimizer {
   const Network& network_;
   const bool runs_;
   Py_ssize_t place_ = 0;  // in the state, after the last parameter asked for
-  std::vector<ParameterUpdate> updates_;
+  ParameterUpdates updates_;
   std::vector<Pending> pending_;
 };
 

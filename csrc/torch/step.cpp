@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "torch/lower.h"
 #include "torch/noise.h"
@@ -160,7 +161,7 @@ void* state_of(const at::Tensor& state, const at::Tensor& parameter) {
 
 // All the memory that a step writes or keeps between its writes. Parameters are written in place,
 // while the passes still read others.
-Spans parameter_memory(at::TensorList operands, const std::vector<ParameterUpdate>& updates) {
+Spans parameter_memory(at::TensorList operands, const ParameterUpdates& updates) {
   Spans spans;
   c10::SmallVector<bool, 32> trained(operands.size(), false);
   for (const ParameterUpdate& one : updates) {
@@ -186,46 +187,41 @@ Spans parameter_memory(at::TensorList operands, const std::vector<ParameterUpdat
 // Some steps of a network: what is told to the backend, and what belongs to it here.
 class Training {
  public:
-  Training(const Arguments& arguments, std::vector<ParameterUpdate>& updates, double max_grad_norm,
+  Training(const Arguments& arguments, ParameterUpdates& updates, double max_grad_norm,
            bool is_alone)
       : arguments_(arguments),
         updates_(updates),
         backend_(*backend_of(arguments.input.device().type())),
         lowered_(lower(arguments)) {
-    StepArguments step;
-    step.updates.reserve(updates.size());
-    step.parameters.reserve(updates.size());
-    step.network = lowered_.spec;
-    step.memory = lowered_.memory;
-    step.max_grad_norm = max_grad_norm;
-    step.is_alone = is_alone;
+    step_.network = lowered_.spec;
+    step_.memory = lowered_.memory;
+    step_.max_grad_norm = max_grad_norm;
+    step_.is_alone = is_alone;
     const Program& program = arguments.program;
     for (int64_t l = 0; l < program.layers.size(); ++l)
-      step.network.layers[l].noise = program.layers[l].dropout > 0;
+      step_.network.layers[l].noise = program.layers[l].dropout > 0;
     for (ParameterUpdate& one : updates) {
       const at::Tensor& parameter = arguments.operands[one.operand];
-      Update update = one.update;
-      update.elements = parameter.numel();
-      update.parameter = parameter.mutable_data_ptr();
-      for (int s = 0; s < kMostStates; ++s) update.states[s] = state_of(one.states[s], parameter);
-      step.updates.push_back(update);
+      one.update.elements = parameter.numel();
+      one.update.parameter = parameter.mutable_data_ptr();
+      for (int s = 0; s < kMostStates; ++s)
+        one.update.states[s] = state_of(one.states[s], parameter);
+      step_.updates.push_back(&one.update);
       int64_t l = 0;
       while (program.layers[l].weight != one.operand && program.layers[l].bias != one.operand) ++l;
       const bool is_bias = program.layers[l].bias == one.operand;
-      step.parameters.push_back({l, is_bias});
-      LayerSpec& layer = step.network.layers[l];
+      step_.parameters.push_back({l, is_bias});
+      LayerSpec& layer = step_.network.layers[l];
       (is_bias ? layer.bias_gradient : layer.weight_gradient) = Gradient::written;
     }
-    sequence_ = backend_.begin_steps(std::move(step));
   }
 
-  // What the steps have changed is told to the caller, and to autograd.
+  // What the steps have changed is told to autograd.
   ~Training() {
-    for (size_t i = 0; i < updates_.size(); ++i) {
-      updates_[i].update = sequence_->updates()[i];
-      const at::Tensor& parameter = arguments_.operands[updates_[i].operand];
-      if (has_stepped_ && !parameter.is_inference())
-        parameter.unsafeGetTensorImpl()->bump_version();
+    if (!has_stepped_) return;
+    for (const ParameterUpdate& one : updates_) {
+      const at::Tensor& parameter = arguments_.operands[one.operand];
+      if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
     }
   }
   Training(const Training&) = delete;
@@ -234,11 +230,28 @@ class Training {
   const Lowered& lowered() const { return lowered_; }
   const Backend& backend() const { return backend_; }
 
-  LossResult step(StepBatch& batch) {
-    draw(batch);
-    const LossResult result = sequence_->step(batch);
-    has_stepped_ = true;
-    return result;
+  // A step with each batch that next(batch) fills in, till it is false; done(result) after each.
+  template <typename Next, typename Done>
+  void run(const Next& next, const Done& done) {
+    struct Feed final : StepFeed {
+      Training& training;
+      const Next& next_batch;
+      const Done& is_done;
+
+      Feed(Training& training, const Next& next, const Done& done)
+          : training(training), next_batch(next), is_done(done) {}
+      bool next(StepBatch& batch) override {
+        if (!next_batch(batch)) return false;
+        training.draw(batch);
+        return true;
+      }
+      void done(const LossResult& result) override {
+        training.has_stepped_ = true;
+        is_done(result);
+      }
+    };
+    Feed feed(*this, next, done);
+    backend_.run_steps(step_, feed);
   }
 
  private:
@@ -260,10 +273,10 @@ class Training {
   }
 
   const Arguments& arguments_;
-  std::vector<ParameterUpdate>& updates_;
+  ParameterUpdates& updates_;
   const Backend& backend_;
   const Lowered lowered_;
-  std::unique_ptr<StepSequence> sequence_;
+  StepArguments step_;
   c10::SmallVector<at::Tensor, 8> noise_;
   bool has_stepped_ = false;
 };
@@ -408,12 +421,12 @@ class Feed {
 
 void check_loss(const LossArguments& loss) { begin_loss(loss, loss.kind); }
 
-void check_parameters(at::TensorList operands, const std::vector<ParameterUpdate>& updates) {
+void check_parameters(at::TensorList operands, const ParameterUpdates& updates) {
   parameter_memory(operands, updates);
 }
 
 StepResult train_step(const Arguments& arguments, const at::Tensor& target,
-                      const LossArguments& loss_arguments, std::vector<ParameterUpdate>& updates,
+                      const LossArguments& loss_arguments, ParameterUpdates& updates,
                       double max_grad_norm) {
   check_undrawn(arguments);
   const Spans memory = parameter_memory(arguments.operands, updates);
@@ -424,32 +437,38 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
   const Arguments apart{input, arguments.operands, arguments.program};
   const at::DimVector sizes = output_sizes(apart);
   const at::ScalarType dtype = input.scalar_type();
-  StepBatch batch;
+  Loss loss = begin_loss(loss_arguments, target);
   LossOperands operands;
-  batch.loss = begin_loss(loss_arguments, target);
-  take_output(sizes, batch.loss);
-  take_target(target, sizes, dtype, batch.loss, operands);
-  take_operands(loss_arguments, sizes, dtype, batch.loss, operands);
+  take_output(sizes, loss);
+  take_target(target, sizes, dtype, loss, operands);
+  take_operands(loss_arguments, sizes, dtype, loss, operands);
   StepResult result;
   result.loss = at::empty({}, input.options());  // before anything is modified
   Training training(apart, updates, max_grad_norm, false);
-  batch.rows = training.lowered().spec.head.batch;
-  batch.input = training.lowered().memory.input;
-  batch.input_stride = training.lowered().spec.head.input_stride;
-  const LossResult step = training.step(batch);
-  if (losses()[batch.loss.kind].target == Target::classes) result.correct = step.correct;
-  if (dtype == at::kFloat) {
-    *result.loss.mutable_data_ptr<float>() = static_cast<float>(step.loss);
-  } else {
-    *result.loss.mutable_data_ptr<double>() = step.loss;
-  }
+  bool is_first = true;
+  training.run(
+      [&](StepBatch& batch) {
+        batch.rows = training.lowered().spec.head.batch;
+        batch.input = training.lowered().memory.input;
+        batch.input_stride = training.lowered().spec.head.input_stride;
+        batch.loss = loss;
+        return std::exchange(is_first, false);
+      },
+      [&](const LossResult& step) {
+        if (losses()[loss.kind].target == Target::classes) result.correct = step.correct;
+        if (dtype == at::kFloat) {
+          *result.loss.mutable_data_ptr<float>() = static_cast<float>(step.loss);
+        } else {
+          *result.loss.mutable_data_ptr<double>() = step.loss;
+        }
+      });
   return result;
 }
 
 int64_t Batches::count() const { return (order.numel() + size - 1) / size; }
 
 void train_steps(const Arguments& arguments, const Batches& given, const LossArguments& loss,
-                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses_out,
+                 ParameterUpdates& updates, double max_grad_norm, double* losses_out,
                  int64_t* correct, int64_t& done) {
   Batches batches = given;
   batches.inputs = materialized("inputs", given.inputs);
@@ -482,13 +501,18 @@ void train_steps(const Arguments& arguments, const Batches& given, const LossArg
   const at::ScalarType dtype = batches.buffer.scalar_type();
   Training training(arguments, updates, max_grad_norm, is_alone);
   Feed feed(batches, loss, training, is_alone);
-  StepBatch batch;
-  for (done = 0; done < batches.count(); ++done) {
-    feed.fill(done * batches.size, batch);
-    const LossResult result = training.step(batch);
-    losses_out[done] = rounded(result.loss, dtype);
-    correct[done] = feed.has_classes() ? result.correct : -1;
-  }
+  done = 0;
+  training.run(
+      [&](StepBatch& batch) {
+        if (done == batches.count()) return false;
+        feed.fill(done * batches.size, batch);
+        return true;
+      },
+      [&](const LossResult& result) {
+        losses_out[done] = rounded(result.loss, dtype);
+        correct[done] = feed.has_classes() ? result.correct : -1;
+        ++done;
+      });
 }
 
 }  // namespace fastmlp

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <optional>
-#include <vector>
 
 #include "torch/check.h"
 
@@ -25,6 +25,8 @@ struct ParameterUpdate {
   at::Tensor states[kMostStates], scalars[kMostScalars];  // undefined where there are none
 };
 
+using ParameterUpdates = c10::SmallVector<ParameterUpdate, 16>;
+
 struct StepResult {
   at::Tensor loss;       // of no dimensions
   int64_t correct = -1;  // … where the target is no class
@@ -32,14 +34,13 @@ struct StepResult {
 
 // Each throws what a step would, whatever its batch.
 void check_loss(const LossArguments& loss);
-void check_parameters(at::TensorList operands, const std::vector<ParameterUpdate>& updates);
+void check_parameters(at::TensorList operands, const ParameterUpdates& updates);
 
 // Modifies the parameters and their optimizer's state in place and counts up their versions; the
 // scalars, in `updates` alone. Throws before it has modified anything, also where two of these
 // share memory. Any other operand may: the numbers are those of before the step. Dropout is drawn.
 StepResult train_step(const Arguments& arguments, const at::Tensor& target,
-                      const LossArguments& loss, std::vector<ParameterUpdate>& updates,
-                      double max_grad_norm);
+                      const LossArguments& loss, ParameterUpdates& updates, double max_grad_norm);
 
 // Rows of a data set in the order in which they are visited.
 struct Batches {
@@ -57,7 +58,7 @@ struct Batches {
 // and right predictions; `done` counts the finished steps even where one throws. `updates` move on
 // with the steps.
 void train_steps(const Arguments& arguments, const Batches& batches, const LossArguments& loss,
-                 std::vector<ParameterUpdate>& updates, double max_grad_norm, double* losses,
-                 int64_t* correct, int64_t& done);
+                 ParameterUpdates& updates, double max_grad_norm, double* losses, int64_t* correct,
+                 int64_t& done);
 
 }  // namespace fastmlp

@@ -35,8 +35,9 @@ LossResult compute_loss(Loss& loss, int64_t max_threads) {
   if (loss.batch <= kRows) {
     if (loss.batch > 0) result = rows(loss, 0, loss.batch);
   } else {
-    std::vector<LossResult> parts(divide_up(loss.batch, kRows));
-    const auto count = static_cast<int64_t>(parts.size());
+    const int64_t count = divide_up(loss.batch, kRows);
+    InlineVector<LossResult, 64> parts;
+    parts.resize(count);
     // An exponential takes as long as ten simple operations.
     run_team(team_size(10 * loss.batch * loss.features, max_threads), [&](Member member) {
       for (int64_t part = member.begin(count); part < member.end(count); ++part)
@@ -52,15 +53,16 @@ LossResult compute_loss(Loss& loss, int64_t max_threads) {
 }
 
 template <typename T>
-double clipping_factor(const std::vector<Update>& updates, double max_norm, int64_t max_threads) {
+double clipping_factor(const Updates& updates, double max_norm, int64_t max_threads) {
   double total = 0;
-  for (const Update& update : updates) {
-    const T* const gradient = static_cast<const T*>(update.gradient);
-    std::vector<double> parts(divide_up(update.elements, kElements));
-    run_team(team_size(update.elements, max_threads), [&](Member member) {
-      const auto count = static_cast<int64_t>(parts.size());
+  for (const Update* const update : updates) {
+    const T* const gradient = static_cast<const T*>(update->gradient);
+    const int64_t elements = update->elements, count = divide_up(elements, kElements);
+    InlineVector<double, 64> parts;
+    parts.resize(count);
+    run_team(team_size(elements, max_threads), [&](Member member) {
       for (int64_t part = member.begin(count); part < member.end(count); ++part) {
-        const int64_t end = std::min(update.elements, (part + 1) * kElements);
+        const int64_t end = std::min(elements, (part + 1) * kElements);
         // Eight sums of their own, so that the processor adds them side by side.
         double sums[8] = {};
         int64_t i = part * kElements;
@@ -85,12 +87,13 @@ double clipping_factor(const std::vector<Update>& updates, double max_norm, int6
 }
 
 template <typename T>
-void apply(const std::vector<Update>& updates, double gradient_scale, int64_t max_threads) {
+void apply(const Updates& updates, double gradient_scale, int64_t max_threads) {
   const Kernels<T>& kernels = active_kernels<T>();
   int64_t elements = 0;
-  for (const Update& update : updates) elements += update.elements;
+  for (const Update* const update : updates) elements += update->elements;
   run_team(team_size(elements, max_threads), [&](Member member) {
-    for (const Update& u : updates) {
+    for (const Update* const one : updates) {
+      const Update& u = *one;
       const int64_t groups = divide_up(u.elements, kernels.width);
       const int64_t begin = member.begin(groups) * kernels.width;
       const int64_t n = std::min(u.elements, member.end(groups) * kernels.width) - begin;
@@ -99,10 +102,11 @@ void apply(const std::vector<Update>& updates, double gradient_scale, int64_t ma
   });
 }
 
-void advance(std::vector<Update>& updates) {
+void advance(const Updates& updates) {
   const Update* before = nullptr;
   double scalars[kMostScalars] = {};  // of it, before it went on
-  for (Update& update : updates) {
+  for (Update* const one : updates) {
+    Update& update = *one;
     // Most parameters share their options and their step.
     const bool same = before && update.optimizer == before->optimizer &&
                       std::memcmp(update.options, before->options, sizeof(update.options)) == 0 &&
@@ -165,10 +169,10 @@ void gather(const void* from, int64_t stride, const int64_t* rows, int64_t count
 
 template LossResult compute_loss<float>(Loss&, int64_t);
 template LossResult compute_loss<double>(Loss&, int64_t);
-template double clipping_factor<float>(const std::vector<Update>&, double, int64_t);
-template double clipping_factor<double>(const std::vector<Update>&, double, int64_t);
-template void apply<float>(const std::vector<Update>&, double, int64_t);
-template void apply<double>(const std::vector<Update>&, double, int64_t);
+template double clipping_factor<float>(const Updates&, double, int64_t);
+template double clipping_factor<double>(const Updates&, double, int64_t);
+template void apply<float>(const Updates&, double, int64_t);
+template void apply<double>(const Updates&, double, int64_t);
 template void gather<float>(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, float, float,
                             float*, int64_t);
 template void gather<double>(const uint8_t*, int64_t, const int64_t*, int64_t, int64_t, double,

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "network/losses.h"
 #include "network/optimizers.h"
@@ -17,13 +16,13 @@ LossResult compute_loss(Loss& loss, int64_t max_threads);
 // The factor that brings the norm of all gradients together down to max_norm, 1 where it is below
 // (torch.nn.utils.clip_grad_norm_).
 template <typename T>
-double clipping_factor(const std::vector<Update>& updates, double max_norm, int64_t max_threads);
+double clipping_factor(const Updates& updates, double max_norm, int64_t max_threads);
 
 template <typename T>
-void apply(const std::vector<Update>& updates, double gradient_scale, int64_t max_threads);
+void apply(const Updates& updates, double gradient_scale, int64_t max_threads);
 
 // Each goes on to its next step.
-void advance(std::vector<Update>& updates);
+void advance(const Updates& updates);
 
 // to[count, features] = scale · from[rows[i]] + shift, the rows of `from` a stride apart.
 template <typename T>

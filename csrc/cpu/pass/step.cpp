@@ -1,26 +1,54 @@
 #include "cpu/pass/step.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
+#include <memory>
 
 #include "cpu/memory.h"
 #include "cpu/pass/loss.h"
+#include "cpu/pass/plans.h"
+#include "cpu/pass/workspace.h"
 #include "network/saved.h"
 
 namespace fastmlp::cpu {
 
-template <typename T>
-constexpr at::ScalarType kScalarType = sizeof(T) == 4 ? at::kFloat : at::kDouble;
+namespace {
 
+// A sequence of steps. It lies on the stack, as does the memory of a small network's: a step asks
+// the system for none.
 template <typename T>
-Steps<T>::Steps(StepArguments arguments, int64_t max_threads)
-    : StepSequence(std::move(arguments)), machine_(max_threads), memory_(arguments_.memory) {}
+class Steps {
+ public:
+  Steps(const StepArguments& arguments, int64_t max_threads)
+      : arguments_(arguments), machine_(max_threads), memory_(arguments.memory) {}
+  ~Steps() {
+    if (panels_.panels) panels_.flush(static_cast<int>(machine_.max_threads));
+  }
+  Steps(const Steps&) = delete;
+  Steps& operator=(const Steps&) = delete;
 
-template <typename T>
-Steps<T>::~Steps() {
-  if (panels_.panels) panels_.flush(static_cast<int>(machine_.max_threads));
-}
+  LossResult step(StepBatch& batch);
+
+ private:
+  // Plans for batches of so many rows, and memory for them.
+  void plan(int64_t rows, int64_t input_stride);
+  bool clips() const { return arguments_.max_grad_norm > 0; }
+  bool adds_to_first_weight() const { return spec_.layers[0].weight_gradient == Gradient::added; }
+  PanelWeight<T>* panel_weight(const FirstLayer<T>& first);
+  T* workspace(int64_t elements);
+
+  const StepArguments& arguments_;
+  const Machine<T> machine_;
+  NetworkSpec spec_;  // of the present plans
+  NetworkMemory memory_;
+  std::shared_ptr<const ForwardPlan<T>> forward_;
+  std::shared_ptr<const BackwardPlan<T>> backward_, sparse_backward_;
+  Workspace<T> block_;       // all that the steps need
+  at::Tensor panels_block_;  // beside it, for a sparse input, which is found when it is looked at
+  at::Tensor larger_;
+  T* workspace_ = nullptr;
+  int64_t workspace_elements_ = 0;
+  PanelWeight<T> panels_;
+};
 
 template <typename T>
 void Steps<T>::plan(int64_t rows, int64_t input_stride) {
@@ -30,20 +58,20 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
   spec_.head.batch = rows;
   spec_.head.input_stride = input_stride;
   spec_.head.grad_output_stride = features;
-  auto& updates = arguments_.updates;
+  const Updates& updates = arguments_.updates;
   int64_t gradients = 0;
-  const auto spec_of = [&](size_t i) -> LayerSpec& {
+  const auto spec_of = [&](int64_t i) -> LayerSpec& {
     return spec_.layers[arguments_.parameters[i].layer];
   };
-  for (size_t i = 0; i < updates.size(); ++i) {
+  for (int64_t i = 0; i < updates.size(); ++i) {
     // Without clipping each gradient is used up as soon as it is there, and that of a weight whose
     // update is plain is never written, unless it is a sum of several parts: each of them would
     // round the weight anew.
-    if (!arguments_.parameters[i].is_bias && !clips() && is_plain(updates[i]) &&
+    if (!arguments_.parameters[i].is_bias && !clips() && is_plain(*updates[i]) &&
         rows <= machine_.kernels->tuning.block_depth) {
       spec_of(i).weight_gradient = Gradient::added;
     } else {
-      gradients += aligned<T>(updates[i].elements);
+      gradients += aligned<T>(updates[i]->elements);
     }
   }
   keep_for_gradients(spec_);
@@ -55,8 +83,7 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
   const int64_t saved = aligned<T>(saved_elements(spec_));
   workspace_elements_ = std::max(aligned<T>(forward_->workspace_elements()),
                                  aligned<T>(backward_->workspace_elements()));
-  block_ = uninitialized({2 * outputs + saved + gradients + workspace_elements_}, kScalarType<T>);
-  T* next = block_.mutable_data_ptr<T>();
+  T* next = block_.reserve(2 * outputs + saved + gradients + workspace_elements_);
   const auto take = [&next](int64_t elements) {
     T* const begin = next;
     next += elements;
@@ -65,14 +92,14 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
   memory_.layers.back().output = take(outputs);
   memory_.grad_output = take(outputs);
   place_saved(spec_, take(saved), memory_);
-  for (size_t i = 0; i < updates.size(); ++i) {
+  for (int64_t i = 0; i < updates.size(); ++i) {
     LayerMemory& layer = memory_.layers[arguments_.parameters[i].layer];
     const bool is_bias = arguments_.parameters[i].is_bias;
     const bool written = is_bias || spec_of(i).weight_gradient == Gradient::written;
-    T* const gradient = written ? take(aligned<T>(updates[i].elements)) : nullptr;
+    T* const gradient = written ? take(aligned<T>(updates[i]->elements)) : nullptr;
     (is_bias ? layer.bias_gradient : layer.weight_gradient) = gradient;
-    updates[i].gradient = gradient;
-    if (!clips()) (is_bias ? layer.bias_update : layer.weight_update) = &updates[i];
+    updates[i]->gradient = gradient;
+    if (!clips()) (is_bias ? layer.bias_update : layer.weight_update) = updates[i];
   }
   workspace_ = next;
 }
@@ -125,7 +152,7 @@ LossResult Steps<T>::step(StepBatch& batch) {
   loss.gradient = const_cast<void*>(memory_.grad_output);  // ours
   const LossResult result = compute_loss<T>(loss, machine_.max_threads);
 
-  auto& updates = arguments_.updates;
+  const Updates& updates = arguments_.updates;
   if (updates.empty()) return result;
   advance(updates);
   const bool skips = may_skip && first.is_sparse();
@@ -136,11 +163,20 @@ LossResult Steps<T>::step(StepBatch& batch) {
         clipping_factor<T>(updates, arguments_.max_grad_norm, machine_.max_threads);
     apply<T>(updates, scale, machine_.max_threads);
   }
-  for (Update& update : updates) update.fresh = false;
+  for (Update* const update : updates) update->fresh = false;
   return result;
 }
 
-template class Steps<float>;
-template class Steps<double>;
+}  // namespace
+
+template <typename T>
+void run_steps(const StepArguments& arguments, StepFeed& feed, int64_t max_threads) {
+  Steps<T> steps(arguments, max_threads);
+  StepBatch batch;
+  while (feed.next(batch)) feed.done(steps.step(batch));
+}
+
+template void run_steps<float>(const StepArguments&, StepFeed&, int64_t);
+template void run_steps<double>(const StepArguments&, StepFeed&, int64_t);
 
 }  // namespace fastmlp::cpu
