@@ -83,15 +83,19 @@ def openmp_flags() -> list[str]:
 def extension() -> tuple[Extension, type[build_ext]]:
     """The extension and the command that compiles it."""
     check_compiler()
-    # A wrapper such as ccache would be put before itself by threads that compile at the same time.
-    os.environ["TORCH_NO_COMPILER_WRAPPER"] = "1"
     # So that a ninja of the target environment is found, whether or not that is activated.
     os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
 
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension, is_ninja_available
 
-    class BuildExt(BuildExtension.with_options(use_ninja=is_ninja_available())):  # type: ignore[misc]
+    # torch gives ninja a compiler of several words, such as "ccache g++", as if it were one.
+    use_ninja = is_ninja_available() and len(compiler()) == 1
+    if not use_ninja:
+        # torch would put ccache before itself, from threads that compile at the same time.
+        os.environ["TORCH_NO_COMPILER_WRAPPER"] = "1"
+
+    class BuildExt(BuildExtension.with_options(use_ninja=use_ninja)):  # type: ignore[misc]
         """torch's command, which also picks the C++ standard, made parallel without ninja."""
 
         def finalize_options(self) -> None:

@@ -53,7 +53,7 @@ at::Tensor checked_variance(const at::Tensor& variance, at::IntArrayRef sizes) {
 
 // The loss's operands as the kernels read them, and what keeps their memory.
 struct LossOperands {
-  c10::SmallVector<int64_t, 64> classes;
+  c10::SmallVector<int64_t, 1024> classes;
   at::Tensor target, operands[kMostLossOperands];
 };
 

@@ -200,7 +200,8 @@ class TiledProduct {
     }
   }
 
-  int64_t block_depth() const { return kernels_->tuning.block_depth; }
+  // No part of k has more.
+  int64_t block_depth() const { return std::min(kernels_->tuning.block_depth, k_); }
   int64_t row(int64_t tile) const { return rows_.begin(tile); }
   int64_t column(int64_t panel) const { return columns_.spread(panel) * kernels_->width; }
 
