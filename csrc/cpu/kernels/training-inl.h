@@ -54,33 +54,52 @@ LossResult loss_rows(const Loss& loss, int64_t begin, int64_t end) {
   }
 }
 
+template <typename Rule>
+struct HasUsual {
+  template <typename R>
+  static std::true_type test(decltype(&R::is_usual));
+  template <typename R>
+  static std::false_type test(...);
+  static constexpr bool value = decltype(test<Rule>(nullptr))::value;
+};
+
 // The update of [rows, n] of one parameter from element `begin` on, all rows a stride apart. The
 // gradient is multiplied by `scale` first: of its clipping.
 template <typename T, typename Optimizer>
 void update(int64_t rows, int64_t n, int64_t stride, int64_t begin, const Update& u, double scale) {
   using V = Vec<T>;
-  const typename Optimizer::template Rule<T> rule(u);
+  using Rule = typename Optimizer::template Rule<T>;
   const auto scales = V::set1(static_cast<T>(u.maximize ? -scale : scale));
   T* const parameter = static_cast<T*>(u.parameter) + begin;
   const T* const gradient = static_cast<const T*>(u.gradient) + begin;
   T* states[kMostStates];
   for (int s = 0; s < kMostStates; ++s)
     states[s] = u.states[s] ? static_cast<T*>(u.states[s]) + begin : nullptr;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t j = 0; j < n; j += V::width) {
-      const auto mask = V::first(n - j < V::width ? n - j : V::width);
-      const int64_t i = row * stride + j;
+  // known: how many of the states are known to be there, and no other is; 0: nothing is known.
+  const auto run = [&](const Rule& rule, auto known) FASTMLP_INLINED {
+    constexpr int most = known.value > 0 ? known.value : kMostStates;
+    const auto one = [&](int64_t i, auto... mask) FASTMLP_INLINED {
       Reg<T> kept[kMostStates];
       FASTMLP_UNROLL
-      for (int s = 0; s < kMostStates; ++s)
-        kept[s] = states[s] ? V::load(states[s] + i, mask) : V::zero();
-      auto p = V::load(parameter + i, mask);
-      rule(p, V::mul(V::load(gradient + i, mask), scales), kept);
+      for (int s = 0; s < most; ++s)
+        kept[s] = known.value > 0 || states[s] ? V::load(states[s] + i, mask...) : V::zero();
+      auto p = V::load(parameter + i, mask...);
+      rule(p, V::mul(V::load(gradient + i, mask...), scales), kept);
       FASTMLP_UNROLL
-      for (int s = 0; s < kMostStates; ++s) {
-        if (states[s]) V::store(states[s] + i, kept[s], mask);
+      for (int s = 0; s < most; ++s) {
+        if (known.value > 0 || states[s]) V::store(states[s] + i, kept[s], mask...);
       }
-      V::store(parameter + i, p, mask);
+      V::store(parameter + i, p, mask...);
+    };
+    const int64_t whole = n / V::width * V::width;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t j = 0; j < whole; j += V::width) one(row * stride + j);
+      if (whole < n) one(row * stride + whole, V::first(n - whole));
     }
+  };
+  if constexpr (HasUsual<Rule>::value) {
+    if (Rule::is_usual(u))
+      return run(Rule(u, true), std::integral_constant<int, Rule::kUsualStates>());
   }
+  run(Rule(u), std::integral_constant<int, 0>());
 }

@@ -32,9 +32,13 @@ struct AdamOrAdamW : AdamsKin {
     const bool has_maximum;
     const Reg<T> eps, rate;
 
-    FASTMLP_INLINE explicit Rule(const Update& u)
-        : averages(u.options, u.options[kDecoupled] != 0),
-          has_maximum(u.states[kSquareMax]),
+    static constexpr int kUsualStates = kSquareMax;  // the first
+    static bool is_usual(const Update& u) {
+      return !u.states[kSquareMax] && Averages<T>::are_usual(u.options, u.options[kDecoupled] != 0);
+    }
+    FASTMLP_INLINE explicit Rule(const Update& u, bool usual = false)
+        : averages(u.options, u.options[kDecoupled] != 0, usual),
+          has_maximum(!usual && u.states[kSquareMax]),
           // rate · m / (√s / root + eps), with both sides of the fraction multiplied by root: a
           // division takes as long as ten other operations.
           eps(V::set1(T(u.options[kEps] * u.numbers[kCorrection2]))),

@@ -9,9 +9,12 @@ struct WeightDecay {
   const bool decays, decoupled;
   const Reg<T> part, kept;
 
-  FASTMLP_INLINE explicit WeightDecay(double decay, bool is_decoupled = false, double lr = 0)
-      : decays(decay != 0),
-        decoupled(is_decoupled),
+  // usual: what a compiler that knows it leaves the questions out of. A decoupled decay may be
+  // zero.
+  FASTMLP_INLINE explicit WeightDecay(double decay, bool is_decoupled = false, double lr = 0,
+                                      bool usual = false)
+      : decays(usual || decay != 0),
+        decoupled(usual || is_decoupled),
         part(V::set1(T(decay))),
         kept(V::set1(T(1 - lr * decay))) {}
 
@@ -36,9 +39,9 @@ struct Average {
   const bool keeps_most, flushes;
   const Reg<T> factor, rest;
 
-  FASTMLP_INLINE Average(double kept, bool may_flush)
-      : keeps_most(1 - kept < 0.5),
-        flushes(may_flush),
+  FASTMLP_INLINE Average(double kept, bool may_flush, bool usual = false)
+      : keeps_most(usual || 1 - kept < 0.5),
+        flushes(usual || may_flush),
         factor(V::set1(T(kept))),
         rest(V::set1(T(1 - kept))) {}
 
@@ -70,10 +73,16 @@ struct AdamsKin {
     const WeightDecay<T> decay;
     const Average<T> mean, square;
 
-    FASTMLP_INLINE Averages(const double* o, bool decoupled)
-        : decay(o[kWeightDecay], decoupled, o[kLr]),
-          mean(o[kBeta1], hides_subnormals(o[kEps])),
-          square(o[kBeta2], hides_subnormals(o[kEps])) {}
+    FASTMLP_INLINE Averages(const double* o, bool decoupled, bool usual = false)
+        : decay(o[kWeightDecay], decoupled, o[kLr], usual),
+          mean(o[kBeta1], hides_subnormals(o[kEps]), usual),
+          square(o[kBeta2], hides_subnormals(o[kEps]), usual) {}
+    // Whether `usual` changes nothing: betas near 1, an eps that hides subnormal numbers, and no
+    // decay that is part of the gradient.
+    static bool are_usual(const double* o, bool decoupled) {
+      return (decoupled || o[kWeightDecay] == 0) && 1 - o[kBeta1] < 0.5 && 1 - o[kBeta2] < 0.5 &&
+             hides_subnormals(o[kEps]);
+    }
 
     FASTMLP_INLINE Moments<T> next(Reg<T>& p, Reg<T>& g, Reg<T>* states) const {
       decay(p, g);
