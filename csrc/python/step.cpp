@@ -598,10 +598,10 @@ PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
                         number(args[6]),
                         number(args[7]),
                         *buffer};
-  Optimizer optimizer(step, network);
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
   const at::Tensor correct = at::empty({batches.count()}, at::kLong);
+  Optimizer optimizer(step, network);
   const Arguments arguments = network.arguments(*buffer);
   run_steps(optimizer, [&](int64_t& done) {
     const LockReleased released(arguments, batches.count());

@@ -233,13 +233,13 @@ class Training {
   // A step with each batch that next(batch) fills in, till it is false; done(result) after each.
   template <typename Next, typename Done>
   void run(const Next& next, const Done& done) {
-    struct Feed final : StepFeed {
+    struct Calls final : StepFeed {
       Training& training;
       const Next& next_batch;
-      const Done& is_done;
+      const Done& when_done;
 
-      Feed(Training& training, const Next& next, const Done& done)
-          : training(training), next_batch(next), is_done(done) {}
+      Calls(Training& training, const Next& next, const Done& done)
+          : training(training), next_batch(next), when_done(done) {}
       bool next(StepBatch& batch) override {
         if (!next_batch(batch)) return false;
         training.draw(batch);
@@ -247,11 +247,11 @@ class Training {
       }
       void done(const LossResult& result) override {
         training.has_stepped_ = true;
-        is_done(result);
+        when_done(result);
       }
     };
-    Feed feed(*this, next, done);
-    backend_.run_steps(step_, feed);
+    Calls calls(*this, next, done);
+    backend_.run_steps(step_, calls);
   }
 
  private:

@@ -81,6 +81,47 @@ print(json.dumps(faults))
 """
 
 
+# In fit, whatever request fails: the state of the last whole step. The weight is so large that the
+# parts of its norm ask for memory, too.
+FIT_FAILURES = """
+import copy
+
+batch, steps = 2, 3
+model, step, x, y = training([1100, 1000, 4], batch * steps, torch.optim.Adam, max_grad_norm=1.0)
+data = torch.utils.data.TensorDataset(x, y)
+step(x[:batch], y[:batch])
+begun = copy.deepcopy(model.state_dict()), copy.deepcopy(step.optimizer.state_dict())
+
+def restart():
+    model.load_state_dict(begun[0])
+    step.optimizer.load_state_dict(copy.deepcopy(begun[1]))
+
+def weights():
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+after = [weights()]
+for i in range(steps):
+    step(x[i * batch : (i + 1) * batch], y[i * batch : (i + 1) * batch])
+    after.append(weights())
+
+def fit():
+    step.fit(data, batch_size=batch, shuffle=False, progress=False)
+
+faults = 0
+for at in range(count(lambda: (restart(), fit())) + 1):
+    restart()
+    system.fail_request(at)
+    try:
+        fit()
+    except (MemoryError, RuntimeError, ValueError):  # the last of a trial of the data set
+        faults += 1
+    system.fail_request(-1)
+    done = int(step.optimizer.state[next(model.parameters())]["step"].item()) - 1
+    assert all(map(torch.equal, weights(), after[done])), (at, done)
+print(json.dumps(faults))
+"""
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of allocations.c."""
@@ -114,5 +155,11 @@ def test_a_planned_call_asks_for_one_block_at_most(library: Path, threads: int) 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_step_without_memory_changes_nothing(library: Path, threads: int) -> None:
     faults = told(library, FAILURES, threads)
+    assert isinstance(faults, int)
+    assert faults >= 8
+
+
+def test_a_fit_without_memory_ends_after_a_whole_step(library: Path) -> None:
+    faults = told(library, FIT_FAILURES, 1)
     assert isinstance(faults, int)
     assert faults >= 8

@@ -145,3 +145,19 @@ def test_a_variance_that_rounding_makes_negative_is_zero(isa: str, dtype: torch.
         plain_step(plain, step.loss, theirs, x, y)
     assert all(p.isfinite().all() for p in model.parameters())
     assert all(p.isnan().all() for p in plain.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_an_infinite_learning_rate_without_decay(optimizer: type[torch.optim.Optimizer]) -> None:
+    """It makes parameters infinite, as in torch, and none of them NaN."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(9, 17), nn.Tanh(), nn.Linear(17, 3))
+    fused = copy.deepcopy(plain)
+    x, y, loss = torch.randn(5, 9), torch.randint(3, (5,)), nn.CrossEntropyLoss()
+    options = {"lr": float("inf"), "weight_decay": 0}
+    theirs = optimizer(plain.parameters(), **options)  # type: ignore[call-arg]
+    loss(plain(x), y).backward()
+    theirs.step()
+    TrainStep(fused, loss, optimizer(fused.parameters(), **options))(x, y)  # type: ignore[call-arg]
+    for ours, expected in zip(fused.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, expected)

@@ -13,8 +13,8 @@ namespace fastmlp::cpu {
 
 namespace {
 
-// A sequence of steps. It lies on the stack, as does the memory of a small network's: a step asks
-// the system for none.
+// A sequence of steps. It lies on the stack, as does the memory of a small network's: a dense step
+// of it asks the system for none.
 template <typename T>
 class Steps {
  public:
@@ -154,13 +154,14 @@ LossResult Steps<T>::step(StepBatch& batch) {
 
   const Updates& updates = arguments_.updates;
   if (updates.empty()) return result;
-  advance(updates);
+  if (!clips()) advance(updates);
   const bool skips = may_skip && first.is_sparse();
   const BackwardPlan<T>& backward = skips ? *sparse_backward_ : *backward_;
   backward.run(memory_, first, true, skips ? memory + forward_elements : memory);
   if (clips()) {
     const double scale =
         clipping_factor<T>(updates, arguments_.max_grad_norm, machine_.max_threads);
+    advance(updates);  // nothing is left that may fail
     apply<T>(updates, scale, machine_.max_threads);
   }
   for (Update* const update : updates) update->fresh = false;

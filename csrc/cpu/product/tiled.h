@@ -212,7 +212,7 @@ class TiledProduct {
   }
 
   int64_t block_elements() const {
-    return std::min(block_tiles_, rows_.count()) * tile_.rows * block_depth();
+    return aligned<T>(std::min(block_tiles_, rows_.count()) * tile_.rows * block_depth());
   }
 
   // Whether copying a block of rows of a, tile by tile, does.

@@ -9,14 +9,13 @@ struct WeightDecay {
   const bool decays, decoupled;
   const Reg<T> part, kept;
 
-  // usual: what a compiler that knows it leaves the questions out of. A decoupled decay may be
-  // zero.
+  // usual: the caller knows, and tells the compiler, that no decay is part of the gradient.
   FASTMLP_INLINE explicit WeightDecay(double decay, bool is_decoupled = false, double lr = 0,
                                       bool usual = false)
       : decays(usual || decay != 0),
         decoupled(usual || is_decoupled),
         part(V::set1(T(decay))),
-        kept(V::set1(T(1 - lr * decay))) {}
+        kept(V::set1(T(decay == 0 ? 1 : 1 - lr * decay))) {}  // lr may be infinite
 
   FASTMLP_INLINE void operator()(Reg<T>& p, Reg<T>& g) const {
     if (!decays) return;
