@@ -91,10 +91,13 @@ void update(int64_t rows, int64_t n, int64_t stride, int64_t begin, const Update
       }
       V::store(parameter + i, p, mask...);
     };
-    const int64_t whole = n / V::width * V::width;
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t j = 0; j < whole; j += V::width) one(row * stride + j);
-      if (whole < n) one(row * stride + whole, V::first(n - whole));
+      int64_t j = 0;
+      if constexpr (known.value > 0) {
+        for (; j + V::width <= n; j += V::width) one(row * stride + j);
+      }
+      for (; j < n; j += V::width)
+        one(row * stride + j, V::first(n - j < V::width ? n - j : V::width));
     }
   };
   if constexpr (HasUsual<Rule>::value) {
