@@ -448,11 +448,12 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
   bool is_first = true;
   training.run(
       [&](StepBatch& batch) {
+        if (!std::exchange(is_first, false)) return false;
         batch.rows = training.lowered().spec.head.batch;
         batch.input = training.lowered().memory.input;
         batch.input_stride = training.lowered().spec.head.input_stride;
         batch.loss = loss;
-        return std::exchange(is_first, false);
+        return true;
       },
       [&](const LossResult& step) {
         if (losses()[loss.kind].target == Target::classes) result.correct = step.correct;

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import processes
-
-COMPILER = os.environ.get("CC", "cc").split()
+from support import native, processes
 
 # count(work): how many requests for memory `work` makes once it has been done before.
 PROGRAM = """
@@ -80,7 +76,6 @@ for sizes, batch in (([8, 16, 4], 5), ([64, 256, 256, 8], 100)):
 print(json.dumps(faults))
 """
 
-
 # In fit, whatever request fails: the state of the last whole step. The weight is so large that the
 # parts of its norm ask for memory, too.
 FIT_FAILURES = """
@@ -124,15 +119,12 @@ print(json.dumps(faults))
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library of allocations.c."""
+    """The library of allocations.cpp."""
     if not sys.platform.startswith("linux") or "LD_PRELOAD" in os.environ:
         pytest.skip("cannot be loaded before the C library here")
-    if shutil.which(COMPILER[0]) is None:
-        pytest.skip(f"no compiler {COMPILER[0]}")
-    made = tmp_path_factory.mktemp("allocations") / "allocations.so"
-    source = Path(__file__).with_name("allocations.c")
-    subprocess.run([*COMPILER, "-O1", "-shared", "-fPIC", source, "-o", made, "-ldl"], check=True)
-    return made
+    source = Path(__file__).with_name("allocations.cpp")
+    folder = tmp_path_factory.mktemp("allocations")
+    return native.compiled(source, folder, "-shared", "-fPIC", "-ldl")
 
 
 def told(library: Path, program: str, threads: int) -> object:

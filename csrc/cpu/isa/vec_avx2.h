@@ -1,7 +1,7 @@
 // AVX2 + FMA vectors; the contract stands in vec_avx512.h. Included inside a target region.
 
-// The lanes that are there. A masked store takes AMD's processors up to Zen 4 a dozen cycles and
-// more, so that of a whole vector is none.
+// The lanes that are there. A masked store takes a dozen cycles (AMD, Zen 3), so that of a whole
+// vector is none.
 struct Lanes {
   __m256i bits;
   bool whole;

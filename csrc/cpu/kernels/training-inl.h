@@ -54,15 +54,6 @@ LossResult loss_rows(const Loss& loss, int64_t begin, int64_t end) {
   }
 }
 
-template <typename Rule>
-struct HasUsual {
-  template <typename R>
-  static std::true_type test(decltype(&R::is_usual));
-  template <typename R>
-  static std::false_type test(...);
-  static constexpr bool value = decltype(test<Rule>(nullptr))::value;
-};
-
 // The update of [rows, n] of one parameter from element `begin` on, all rows a stride apart. The
 // gradient is multiplied by `scale` first: of its clipping.
 template <typename T, typename Optimizer>
@@ -100,7 +91,7 @@ void update(int64_t rows, int64_t n, int64_t stride, int64_t begin, const Update
         one(row * stride + j, V::first(n - j < V::width ? n - j : V::width));
     }
   };
-  if constexpr (HasUsual<Rule>::value) {
+  if constexpr (std::is_constructible<Rule, const Update&, bool>::value) {
     if (Rule::is_usual(u))
       return run(Rule(u, true), std::integral_constant<int, Rule::kUsualStates>());
   }

@@ -30,6 +30,7 @@ struct WeightDecay {
 // Whether subnormal squares may be zero. Beside a larger eps their roots are less than half a unit
 // in the last place, even in Adam's first steps, when they count thirty times.
 inline bool hides_subnormals(double eps) { return eps > 0x1p-35; }
+inline bool is_most(double kept) { return 1 - kept < 0.5; }
 
 // The average of what has been, of which each step keeps a factor.
 template <typename T>
@@ -39,7 +40,7 @@ struct Average {
   const Reg<T> factor, rest;
 
   FASTMLP_INLINE Average(double kept, bool may_flush, bool usual = false)
-      : keeps_most(usual || 1 - kept < 0.5),
+      : keeps_most(usual || is_most(kept)),
         flushes(usual || may_flush),
         factor(V::set1(T(kept))),
         rest(V::set1(T(1 - kept))) {}
@@ -76,11 +77,9 @@ struct AdamsKin {
         : decay(o[kWeightDecay], decoupled, o[kLr], usual),
           mean(o[kBeta1], hides_subnormals(o[kEps]), usual),
           square(o[kBeta2], hides_subnormals(o[kEps]), usual) {}
-    // Whether `usual` changes nothing: betas near 1, an eps that hides subnormal numbers, and no
-    // decay that is part of the gradient.
+    // Whether `usual` changes nothing. Of squares nobody asks how much is kept.
     static bool are_usual(const double* o, bool decoupled) {
-      return (decoupled || o[kWeightDecay] == 0) && 1 - o[kBeta1] < 0.5 && 1 - o[kBeta2] < 0.5 &&
-             hides_subnormals(o[kEps]);
+      return (decoupled || o[kWeightDecay] == 0) && is_most(o[kBeta1]) && hides_subnormals(o[kEps]);
     }
 
     FASTMLP_INLINE Moments<T> next(Reg<T>& p, Reg<T>& g, Reg<T>* states) const {

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from support import native
 
 from fastmlp import _C
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-COMPILER = os.environ.get("CXX", "c++").split()
 
 
 @pytest.fixture(scope="module")
 def checker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program of vec_test.cpp."""
-    if shutil.which(COMPILER[0]) is None:
-        pytest.skip(f"no compiler {COMPILER[0]}")
-    program = tmp_path_factory.mktemp("vec") / "vec_test"
-    source = [str(HERE / "vec_test.cpp"), f"-I{CSRC}", "-o", str(program)]
-    subprocess.run([*COMPILER, "-std=c++20", "-O1", "-w", *source], check=True)
-    return program
+    return native.compiled(HERE / "vec_test.cpp", tmp_path_factory.mktemp("vec"), f"-I{CSRC}")
 
 
 @pytest.mark.parametrize("isa", _C.available_isas())
