@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmlp import _extension
+from fastmlp._cores import usable_cores
 
 if TYPE_CHECKING:
     from fastmlp import _C as _C
@@ -17,6 +19,8 @@ else:
 # Read FASTMLP_ISA and FASTMLP_L2_BYTES: what they should not be is an error here, at import.
 _C.get_isa()
 _C.second_level_cache_bytes()
+# More threads than there are cores would take turns, or be stopped for the rest of a period.
+_C.set_cores(math.ceil(usable_cores()))
 
 
 def get_isa() -> str:

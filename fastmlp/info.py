@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
+from ._cores import usable_cores
 from ._version import __version__
 
 _EXTRAS = ("matplotlib", "Pillow", "scikit-learn", "tqdm")
@@ -69,7 +70,9 @@ def _instruction_sets() -> str:
 def _threads() -> str:
     import torch
 
-    return f"{torch.get_num_threads()} of {os.cpu_count()} processors"
+    cores = usable_cores()
+    granted = f", {cores:g} granted" if cores != os.cpu_count() else ""
+    return f"{torch.get_num_threads()} of {os.cpu_count()} processors{granted}"
 
 
 def _openmp() -> str:

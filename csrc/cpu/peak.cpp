@@ -17,12 +17,13 @@ double fma_peak(double seconds, int threads) {
   std::atomic<bool> sink{false};
   const auto now = [] { return std::chrono::steady_clock::now(); };
   const auto start = now();
-  run_team(threads, [&](Member) {
+  const auto work = [&](Member) {
     while (std::chrono::duration<double>(now() - start).count() < seconds) {
       sink = kernels.multiply_add(kSteps) > 0;
       ++rounds;
     }
-  });
+  };
+  run_team(threads, work, /*bends=*/false);
   const double elapsed = std::chrono::duration<double>(now() - start).count();
   return 2.0 * kPeakChains * kernels.width * kSteps * static_cast<double>(rounds) / elapsed * 1e-9;
 }

@@ -12,42 +12,73 @@
 
 namespace fastmlp::cpu {
 
-// One member of a team.
+// Whether teams become smaller while other programs keep the cores (team_limit.h), and have no more
+// members than set_cores() says. So it is at first; tests of several threads want them.
+bool teams_bend();
+void set_teams_bend(bool on);
+
+// The cores that the process may use, and the most members that this leaves of so many.
+void set_cores(int cores);
+int most_members(int threads);
+
+// What run_team() asks and tells: nanoseconds of a steady clock; the members that a call may have
+// now; when a call had begun that ends now, and how long its caller worked.
+int64_t team_clock();
+int members_now(int wanted);
+void record_team(int members, int64_t begun, int64_t worked);
+
+// One member of a team. The caller of the team is the first, with the largest share.
 struct Member {
   int index;
   int count;
+  int64_t* waited = nullptr;  // where it is asked, the nanoseconds that it has waited for others
 
-  int64_t begin(int64_t total) const { return total * index / count; }
-  int64_t end(int64_t total) const { return total * (index + 1) / count; }
+  int64_t begin(int64_t total) const { return (total * index + count - 1) / count; }
+  int64_t end(int64_t total) const { return (total * (index + 1) + count - 1) / count; }
 
   // Returns when every member has come to the same call, with all that they wrote visible.
   void wait() const {
 #ifdef _OPENMP
     if (count > 1) {
+      const int64_t come = waited ? team_clock() : 0;
 #pragma omp barrier
+      if (waited) *waited += team_clock() - come;
     }
 #endif
   }
 };
 
-// Runs body(Member) on up to `threads` threads; fewer, down to one, where OpenMP grants fewer or is
-// not compiled in. All of them compute in the caller's floating-point state, which is a thread's
-// own and which the pool's threads have of the moment when they were started: results, and what is
-// decided from data, must not depend on who computes.
+// Runs body(Member) on up to `threads` threads; fewer, down to one, where other programs keep the
+// cores, OpenMP grants fewer or is not compiled in. All of them compute in the caller's
+// floating-point state, which is a thread's own and which the pool's threads have of the moment
+// when they were started: results, and what is decided from data, must not depend on who computes.
 template <typename Body>
-void run_team(int threads, const Body& body) {
+void run_team(int threads, const Body& body, bool bends = teams_bend()) {
 #ifdef _OPENMP
-  if (threads > 1) {
+  bends = bends && threads > 1;
+  const int members = bends ? members_now(threads) : threads;
+  if (members > 1) {
     const FloatState callers = FloatState::of_this_thread();
-#pragma omp parallel num_threads(threads)
+    const int64_t begun = bends ? team_clock() : 0;
+    int64_t waited = 0, worked = 0;
+    int granted = 1;
+#pragma omp parallel num_threads(members)
     {
       const BorrowedFloatState borrowed(callers);
-      body(Member{omp_get_thread_num(), omp_get_num_threads()});
+      const int index = omp_get_thread_num();
+      const bool told = bends && index == 0;
+      const int64_t come = told ? team_clock() : 0;
+      body(Member{index, omp_get_num_threads(), told ? &waited : nullptr});
+      if (told) {
+        worked = team_clock() - come - waited;
+        granted = omp_get_num_threads();
+      }
     }
+    if (granted > 1) record_team(granted, begun, worked);
     return;
   }
 #endif
-  (void)threads;
+  (void)threads, (void)bends;
   body(Member{0, 1});
 }
 

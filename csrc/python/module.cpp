@@ -16,6 +16,7 @@
 #include "cpu/peak.h"
 #include "cpu/product/matrix.h"
 #include "cpu/record.h"
+#include "cpu/team.h"
 #include "images/augment.h"
 #include "images/cpu_augment.h"
 #include "images/resample.h"
@@ -283,6 +284,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("distort", distort, py::call_guard<py::gil_scoped_release>());
   m.def("cached_bytes", cached_bytes);
   m.def("empty_cache", empty_cache);
+  m.def("set_cores", cpu::set_cores);
+  m.def("set_teams_bend", cpu::set_teams_bend);
   m.def("record_kernels", [](bool on) { on ? cpu::start_recording() : cpu::stop_recording(); });
   m.def("recorded_kernels", cpu::recorded);
   m.def(

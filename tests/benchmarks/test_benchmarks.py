@@ -994,6 +994,24 @@ def test_rivals_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
+def test_busy_runs(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    options = ["--quick", "--busy", "0,1", "--shapes", "tiny-1", "--tasks", "forward,sgd,fit-adam"]
+    printed = run("busy.py", *options, "--peers", "eager", "--csv", str(file), "--threads", "2")
+    with file.open(encoding="utf-8") as lines:
+        table = list(csv.DictReader(lines))
+    assert [(row["busy"], row["task"], row["contestant"], row["threads"]) for row in table] == [
+        (busy, task, name, threads)
+        for task, ours in (("forward", "fastmlp"), ("sgd", "train_step"), ("fit-adam", "fit"))
+        for busy in "01"
+        for name in (ours, "eager")
+        for threads in "21"
+    ]
+    assert all(float(row["us_call"]) > 0 and float(row["p99"]) >= 1 for row in table)
+    assert "two trainings at once, tiny-1: " in printed.stdout.splitlines()[-1]
+
+
+@pytest.mark.sweep
 def test_compare_takes_a_folder(tmp_path: Path) -> None:
     package = Path(fastmlp.__file__).parent
     done = run("compare.py", str(package.parent), "--quick", "--shapes", "tiny-1", status=1)
