@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from fused import forced
+from fused import ISAS, forced
 from hypothesis import HealthCheck, settings
 
 from fastmlp import _C
@@ -55,7 +55,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=_C.available_isas())
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces each instruction set in turn, and proves that its kernels ran and no other's did."""
     with forced(request.param):

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fused import ISAS
 from processes import output, run
-
-from fastmlp import _C
 
 SUPPORT = str(Path(__file__).parents[1] / "support")
 
@@ -145,12 +144,12 @@ print(ctypes.c_float.from_address(t.data_ptr() + (20 if AT_END else -4)).value)
 )
 
 
-@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_reads_nothing_outside(isa: str) -> None:
     assert output(f"ISA = {isa!r}\nSUPPORT = {SUPPORT!r}\n{READS}").strip() == "done"
 
 
-@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_sparse_inputs_are_read_inside(isa: str) -> None:
     assert output(f"ISA = {isa!r}\nSUPPORT = {SUPPORT!r}\n{SPARSE}").strip() == "done"
 
@@ -221,7 +220,7 @@ def _checked_allocator() -> None:
 
 
 @pytest.mark.usefixtures("_checked_allocator")
-@pytest.mark.parametrize("isa", _C.available_isas())
+@pytest.mark.parametrize("isa", ISAS)
 def test_writes_nothing_outside(isa: str) -> None:
     assert output(f"ISA = {isa!r}\n{WRITES}", **CHECKED).strip() == "done"
 

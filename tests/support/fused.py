@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -12,6 +13,10 @@ from reference import Network, Problem, Results, assert_all_within
 from torch import Tensor
 
 from fastmlp import _C, functional
+
+# Those that a test of each runs: a run with FASTMLP_ISA is one as on a machine of that kind, beside
+# another with them all.
+ISAS = [os.environ["FASTMLP_ISA"]] if os.environ.get("FASTMLP_ISA") else _C.available_isas()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused import forced
+from fused import ISAS, forced
 from processes import output
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -311,7 +311,7 @@ print(trained + refused, bool(model[0].weight.isfinite().all()))
 NO_SIZES = [[0, 3], [4, 0], [0, 0], [4, 0, 3], [4, 5, 0], [0, 5, 3], [1, 1], [4, 0, 0, 2]]
 
 
-@pytest.fixture(params=_C.available_isas())
+@pytest.fixture(params=ISAS)
 def any_isa(request: pytest.FixtureRequest) -> Iterator[None]:
     """As `isa`, but there may be nothing for kernels to do."""
     before = _C.get_isa()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused import forced
+from fused import ISAS, forced
 from numerics import kinds
 from sparse_inputs import every_third_column, every_third_row, rounded, samples, sparse
 from sparse_twins import ROWS, SIZES, SparseTwins, forms
@@ -29,7 +29,6 @@ from twins import (
 from fastmlp import _C, FusedMLP, TrainStep, _epochs, _fit
 from fastmlp.data import Compose, ImageDataset, Normalize, ToTensor
 
-ISAS = _C.available_isas()
 VALUES = [0.0, -0.4242]
 
 

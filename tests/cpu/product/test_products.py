@@ -9,15 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fused import forced, mlp
+from fused import ISAS, forced, mlp
 from layouts import contiguous, offset, padded, strided, transposed
 from numerics import POISONS, kinds, places
 from processes import output, run
 from reference import ACTIVATIONS, Problem, assert_all_within
 
 from fastmlp import _C, functional
-
-ISAS = _C.available_isas()
 
 
 @pytest.fixture(autouse=True)

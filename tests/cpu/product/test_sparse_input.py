@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused import forced, mlp
+from fused import ISAS, forced, mlp
 from layouts import contiguous, expanded, offset, padded, strided, transposed
 from numerics import POISONS, TRAVELLERS, Sweep, kinds
 from reference import ACTIVATIONS, Problem, Results, assert_all_within
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from fastmlp import _C, FusedLinear, FusedMLP, functional
 
-ISAS = _C.available_isas()
 DTYPES = [torch.float32, torch.float64]
 LEAST_ROWS, LEAST_FEATURES, MOST_ELEMENTS = 16, 64, 1 << 22
 
