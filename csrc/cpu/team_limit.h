@@ -16,9 +16,9 @@ namespace fastmlp::cpu {
 // from several threads: what one of them learns can be lost to another, which costs a call or two.
 class TeamLimit {
  public:
-  static constexpr int64_t kPatience = 500'000;         // a time slice of the system is 3 ms
-  static constexpr int64_t kPauses = 32;                // trials take 3 % of the time
-  static constexpr int64_t kMostPause = 1'000'000'000;  // and what is free again is soon used
+  static constexpr int64_t kPatience = 4'000'000;  // an idle machine's hiccups are 0.5 to 3 ms
+  static constexpr int64_t kPauses = 8;
+  static constexpr int64_t kMostPause = 1'000'000'000;  // what is free again is soon used
 
   // How many of the members that a call wants it may have.
   int members(int wanted, int64_t now) {

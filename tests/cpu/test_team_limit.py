@@ -72,49 +72,48 @@ def test_an_idle_machine_keeps_the_whole_team(
     assert all(idle.call(late=CALL // 2) == wanted for _ in range(2000))
 
 
-def test_a_short_delay_now_and_then_is_forgiven(machine: Callable[[int], Machine]) -> None:
+def test_hiccups_of_an_idle_machine_are_forgiven(machine: Callable[[int], Machine]) -> None:
     idle = machine(2)
-    assert all(idle.call(late=600 * US if i % 8 == 0 else 0) == 2 for i in range(1000))
+    assert all(idle.call(late=3 * MS if i % 50 == 0 else 0) == 2 for i in range(2000))
 
 
 def test_a_caller_that_lost_its_core_blames_nobody(machine: Callable[[int], Machine]) -> None:
     preempted = machine(2)
-    assert all(preempted.call(worked=4 * MS) == 2 for _ in range(100))
+    assert all(preempted.call(worked=9 * MS) == 2 for _ in range(100))
 
 
 def test_small_delays_in_every_call_add_up(machine: Callable[[int], Machine]) -> None:
     slow = machine(2)
-    took = slow.until(1, late=CALL + 20 * US)  # 20 µs more than alone
-    assert took < 30 * (2 * CALL + 20 * US)
+    more = 20 * US  # than alone
+    assert slow.until(1, late=CALL + more) < 5 * MS // more * (2 * CALL + more)
 
 
-def test_one_long_wait_halves_the_team_for_a_while(machine: Callable[[int], Machine]) -> None:
+def test_a_long_wait_halves_the_team_for_a_while(machine: Callable[[int], Machine]) -> None:
     free = machine(2)
-    free.call(late=4 * MS)
-    alone = free.until(2)
-    assert 20 * 4 * MS < alone < 40 * 4 * MS  # the wait was some 3 % of that
+    free.call(late=6 * MS)
+    assert 6 * 6 * MS < free.until(2) < 10 * 6 * MS
     assert all(free.call() == 2 for _ in range(2000))
 
 
 def test_beside_a_busy_program_trials_become_rare(machine: Callable[[int], Machine]) -> None:
     busy = machine(2)
-    calls = [busy.call(late=4 * MS) for _ in range(40_000)]
+    calls = [busy.call(late=6 * MS) for _ in range(10_000)]
     trials = calls.count(2)
     assert 1 < trials < 0.002 * len(calls)
     # … but not so rare that a free machine would stay half used.
     assert busy.until(2) <= S + 2 * CALL
-    assert busy.until(1, late=4 * MS) < 10 * MS  # and is still known as busy
+    assert busy.until(1, late=6 * MS) < 10 * MS  # and is still known as busy
 
 
 def test_a_delay_long_after_the_last_is_the_first_again(machine: Callable[[int], Machine]) -> None:
     later = machine(2)
-    for _ in range(10_000):
-        later.call(late=4 * MS)
+    for _ in range(6000):
+        later.call(late=6 * MS)
     later.until(2)
-    for _ in range(100_000):
-        later.call()
-    later.call(late=4 * MS)
-    assert later.until(2) < 40 * 4 * MS
+    for _ in range(500):
+        later.call(worked=20 * MS)
+    later.call(late=6 * MS)
+    assert later.until(2) < 10 * 6 * MS
 
 
 def test_teams_are_halved_and_doubled(machine: Callable[[int], Machine]) -> None:
