@@ -25,6 +25,8 @@ class InlineVector {
     return *this;
   }
 
+  static constexpr int64_t inline_capacity() { return N; }
+
   int64_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
   Value* begin() { return beyond_ ? beyond_.get() : reinterpret_cast<Value*>(own_); }

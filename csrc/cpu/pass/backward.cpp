@@ -6,9 +6,24 @@
 
 namespace fastmlp::cpu {
 
+namespace {
+
+// take(layer, is_bias, elements) for each gradient that is wanted.
+template <typename Take>
+void each_gradient(const NetworkSpec& spec, const Take& take) {
+  for (int64_t l = 0; l < spec.layers.size(); ++l) {
+    const LayerSpec& layer = spec.layers[l];
+    if (layer.weight_gradient != Gradient::none)
+      take(l, false, layer.out_features * layer.in_features);
+    if (layer.bias_gradient != Gradient::none) take(l, true, layer.out_features);
+  }
+}
+
+}  // namespace
+
 template <typename T>
 BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine,
-                              bool skips_background)
+                              bool skips_background, bool cuts)
     : spec_(spec),
       machine_(machine),
       kernels_(*machine.kernels),
@@ -44,6 +59,14 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     buffers_.add(sparse_.gradient_elements());
     // The row of db, after dz.
     scratch_ = std::max(scratch_, aligned<T>((batch + 1) * layer(0).out_features));
+  }
+  if (cuts && !sparse_.fits() && first_ < layers_) blocks_ = Blocks::of(spec, machine);
+  if (blocks_.several()) {
+    threads_ = std::min(threads_, static_cast<int>(blocks_.count));
+    block_ = blocks_.plan<BackwardPlan>(spec, machine, 0, false);
+    last_ = blocks_.plan<BackwardPlan>(spec, machine, blocks_.count - 1, false);
+    each_gradient(spec_,
+                  [&](int64_t, bool, int64_t elements) { gradients_ += aligned<T>(elements); });
   }
 }
 
@@ -235,9 +258,48 @@ template <typename T>
 void BackwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked,
                           T* workspace) const {
   if (first_ == layers_) return;
+  if (block_) return run_blocks(memory, first, workspace);
   const Run run(*this, memory, first, has_looked, workspace);
   run_team(threads_, [&run](Member member) { run.work(member); });
   if (run.panels) run.panels->is_ahead = run.panels->may_be_ahead && first.input().gradient_pays();
+}
+
+// Every block's gradients for themselves, then their sums and what becomes of them.
+template <typename T>
+void BackwardPlan<T>::run_blocks(const NetworkMemory& memory, FirstLayer<T>& first,
+                                 T* workspace) const {
+  blocks_.record(kernels_);
+  const int64_t own_elements = block_->workspace_elements();
+  T* const gradients = workspace + threads_ * own_elements;
+  run_team(threads_, [&](Member member) {
+    T* const own = workspace + member.index * own_elements;
+    for (int64_t b = member.begin(blocks_.count); b < member.end(blocks_.count); ++b) {
+      NetworkMemory here = blocks_.memory<T>(spec_, memory, b);
+      T* next = gradients + b * gradients_;
+      each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
+        LayerMemory& layer = here.layers[l];
+        (is_bias ? layer.bias_gradient : layer.weight_gradient) = next;
+        (is_bias ? layer.bias_update : layer.weight_update) = nullptr;
+        next += aligned<T>(elements);
+      });
+      Run(b + 1 < blocks_.count ? *block_ : *last_, here, first, true, own).work({0, 1});
+    }
+    member.wait();
+    int64_t at = 0;
+    each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
+      const LayerMemory& layer = memory.layers[l];
+      const int64_t groups = divide_up(elements, kernels_.width);
+      const int64_t begin = member.begin(groups) * kernels_.width;
+      const int64_t n = std::min(elements, member.end(groups) * kernels_.width) - begin;
+      if (n > 0) {
+        T* const sum = static_cast<T*>(is_bias ? layer.bias_gradient : layer.weight_gradient);
+        kernels_.column_sums(blocks_.count, n, gradients + at + begin, gradients_, sum + begin);
+        if (const Update* const u = is_bias ? layer.bias_update : layer.weight_update)
+          kernels_.update[u->optimizer](1, n, n, begin, *u, 1);
+      }
+      at += aligned<T>(elements);
+    });
+  });
 }
 
 template class BackwardPlan<float>;

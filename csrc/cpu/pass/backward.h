@@ -1,6 +1,9 @@
 // The whole network backward.
 #pragma once
 
+#include <memory>
+
+#include "cpu/pass/blocks.h"
 #include "cpu/pass/first_layer.h"
 #include "cpu/pass/machine.h"
 #include "cpu/product/product.h"
@@ -13,7 +16,8 @@ namespace fastmlp::cpu {
 template <typename T>
 class BackwardPlan {
  public:
-  BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine, bool skips_background);
+  BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine, bool skips_background,
+               bool cuts = true);
 
   const NetworkSpec& spec() const { return spec_; }
   const Machine<T>& machine() const { return machine_; }
@@ -21,6 +25,7 @@ class BackwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // As of ForwardPlan.
   int64_t workspace_elements() const {
+    if (block_) return threads_ * block_->workspace_elements() + blocks_.count * gradients_;
     return kScratches * scratch_ + skipped_elements_ + buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
@@ -29,6 +34,7 @@ class BackwardPlan {
  private:
   struct Run;
 
+  void run_blocks(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
   const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
   bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }
   bool keeps_skipped(int64_t l) const { return layer(l).skip && needs_input_gradient(l); }
@@ -55,6 +61,9 @@ class BackwardPlan {
   BufferPlan<T> buffers_;
   int64_t scratch_ = 0, skipped_elements_ = 0;
   int threads_ = 1;
+  Blocks blocks_;
+  std::unique_ptr<const BackwardPlan> block_, last_;  // of them, where there are several
+  int64_t gradients_ = 0;                             // elements of a block's
 };
 
 }  // namespace fastmlp::cpu

@@ -5,7 +5,7 @@
 namespace fastmlp::cpu {
 
 template <typename T>
-ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine)
+ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, bool cuts)
     : spec_(spec), machine_(machine), kernels_(*machine.kernels) {
   const int64_t batch = spec.head.batch;
   const LayerSpec& first = spec.layers[0];
@@ -24,6 +24,12 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine)
     stride = layer.out_features;
   }
   threads_ = team_size(cost, machine);
+  if (cuts && !sparse_.fits()) blocks_ = Blocks::of(spec, machine);
+  if (blocks_.several()) {
+    threads_ = std::min(threads_, static_cast<int>(blocks_.count));
+    block_ = blocks_.plan<ForwardPlan>(spec, machine, 0);
+    last_ = blocks_.plan<ForwardPlan>(spec, machine, blocks_.count - 1);
+  }
 }
 
 // A run of the plan: where everything lies.
@@ -133,6 +139,17 @@ struct ForwardPlan<T>::Run {
 
 template <typename T>
 void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const {
+  if (block_) {
+    blocks_.record(kernels_);
+    run_team(threads_, [&](Member member) {
+      T* const own = workspace + member.index * block_->workspace_elements();
+      for (int64_t b = member.begin(blocks_.count); b < member.end(blocks_.count); ++b) {
+        const NetworkMemory here = blocks_.memory<T>(spec_, memory, b);
+        Run(b + 1 < blocks_.count ? *block_ : *last_, here, first, own).work({0, 1});
+      }
+    });
+    return;
+  }
   const Run run(*this, memory, first, workspace);
   run_team(threads_, [&run](Member member) { run.work(member); });
   if (first.panel_weight() && !first.is_sparse()) first.panel_weight()->is_ahead = false;

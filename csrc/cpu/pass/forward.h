@@ -1,6 +1,9 @@
 // The whole network forward.
 #pragma once
 
+#include <memory>
+
+#include "cpu/pass/blocks.h"
 #include "cpu/pass/first_layer.h"
 #include "cpu/pass/machine.h"
 #include "cpu/product/product.h"
@@ -12,13 +15,17 @@ namespace fastmlp::cpu {
 template <typename T>
 class ForwardPlan {
  public:
-  ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine);
+  // cuts: whether the batch may be cut into blocks.
+  ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, bool cuts = true);
 
   const NetworkSpec& spec() const { return spec_; }
   const Machine<T>& machine() const { return machine_; }
   const SparsePlan<T>& sparse() const { return sparse_; }
   // What it takes beside that of FirstLayer::elements(), which comes after it.
-  int64_t workspace_elements() const { return 2 * scratch_ + buffers_.elements(threads_); }
+  int64_t workspace_elements() const {
+    return block_ ? threads_ * block_->workspace_elements()
+                  : 2 * scratch_ + buffers_.elements(threads_);
+  }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
  private:
@@ -32,6 +39,8 @@ class ForwardPlan {
   BufferPlan<T> buffers_;
   int64_t scratch_ = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads_ = 1;
+  Blocks blocks_;
+  std::unique_ptr<const ForwardPlan> block_, last_;  // of them, where there are several
 };
 
 }  // namespace fastmlp::cpu

@@ -1,0 +1,129 @@
+"""Large batches of narrow layers, whose blocks of rows go through all layers one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from fused import check, mlp
+from layouts import LAYOUTS, Layout
+from reference import Problem
+from torch import nn
+from twins import EXACT, LOSSES, OPTIMIZERS, Twins
+
+from fastmlp import _C, FusedMLP
+
+CACHE = 1 << 20
+LEAST = 4 * 192  # rows, from which on a batch is cut
+SIZES = [17, 64, 64, 6]
+
+
+@pytest.fixture(autouse=True)
+def _cache() -> Iterator[None]:
+    """One size on every machine: it says how many parameters are few."""
+    _C.set_second_level_cache_bytes(CACHE)
+    yield
+    _C.set_second_level_cache_bytes(0)
+
+
+def blocks(isa: str, dtype: torch.dtype) -> set[tuple[int, int]]:
+    """Rows and number of the blocks that ran since the record began."""
+    found = [name.split("_") for name in _C.recorded_kernels() if name.startswith("blocks_")]
+    kind = {torch.float32: "f32", torch.float64: "f64"}[dtype]
+    assert all(name[1] == kind and name[3] == isa for name in found)
+    return {(int(rows), int(count)) for rows, count in (name[2].split("x") for name in found)}
+
+
+@pytest.mark.parametrize("batch", [LEAST, LEAST + 1, 1000, 2 * LEAST - 1, 2 * LEAST, 6145, 20011])
+def test_every_row_counts_once(isa: str, dtype: torch.dtype, batch: int) -> None:
+    check(Problem.random(batch, SIZES, dtype, output="tanh"), str(batch))
+    [(rows, count)] = blocks(isa, dtype)
+    assert rows * (count - 1) < batch <= rows * count
+    assert rows >= 192
+    assert 4 <= count <= 32
+
+
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [
+        (LEAST - 1, SIZES),
+        (LEAST, [17, 64]),  # no layer waits for another
+        (LEAST, [8] * 10),
+        (LEAST, [64, 512, 64]),  # its gradients would fill the cache once for each block
+    ],
+)
+def test_others_are_not_cut(isa: str, batch: int, sizes: list[int]) -> None:
+    check(Problem.random(batch, sizes))
+    assert not blocks(isa, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": False},
+        {"hidden": "gelu", "output": "sigmoid"},
+        {"dropout": 0.3},
+        {"residual": True},
+        {"dropout": 0.3, "residual": True, "hidden": "silu", "output": "relu"},
+    ],
+    ids=str,
+)
+def test_networks(isa: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    check(Problem.random(900, [33, 33, 33, 5], dtype, **options))
+    assert blocks(isa, dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("which", ["x", "grad_output"])
+def test_layouts(isa: str, layout: Layout, which: str) -> None:
+    plain = Problem.random((2, 450), [17, 16, 5])
+    check(replace(plain, **{which: layout(getattr(plain, which))}))
+    assert blocks(isa, torch.float32)
+
+
+@pytest.mark.parametrize("frozen", ["0", "1", "2", "0 1", "bias", "all"])
+def test_frozen_parameters(isa: str, frozen: str) -> None:
+    model = FusedMLP(SIZES).double()
+    twin = model.as_sequential()
+    for network in (model, twin):
+        linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+        for number, layer in enumerate(linear):
+            for name, parameter in layer.named_parameters():
+                stays = frozen == "all" or str(number) in frozen or name == frozen
+                parameter.requires_grad_(not stays)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        x = torch.linspace(-1, 1, 1000 * SIZES[0], dtype=torch.float64).view(1000, -1)
+        x.requires_grad_(True)
+        gradients = torch.autograd.grad(network(x).square().sum(), [x, *parameters])
+        if network is model:
+            expected = gradients
+    for one, other in zip(expected, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert blocks(isa, torch.float64)
+
+
+@pytest.mark.parametrize("batch", [LEAST, 1001])
+def test_bits_do_not_depend_on_threads(
+    isa: str, dtype: torch.dtype, threads: int, batch: int
+) -> None:
+    problem = Problem.random(batch, SIZES, dtype)
+    torch.set_num_threads(1)
+    expected = problem.run(mlp(problem)).named()
+    for count in (2, 3, 8):
+        torch.set_num_threads(count)
+        for name, tensor in problem.run(mlp(problem)).named().items():
+            assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+    assert blocks(isa, dtype)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam"])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_steps(isa: str, optimizer: str, max_grad_norm: float | None) -> None:
+    model = FusedMLP(SIZES, activation="gelu", dtype=torch.float64)
+    twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer], model=model, max_grad_norm=max_grad_norm)
+    for rows in (1000, LEAST, 50, 1000):
+        twins.check(2, EXACT, rows)
+    assert blocks(isa, torch.float64)
