@@ -18,6 +18,7 @@ class TeamLimit {
  public:
   static constexpr int64_t kPatience = 4'000'000;  // an idle machine's hiccups are 0.5 to 3 ms
   static constexpr int64_t kPauses = 8;
+  static constexpr int64_t kFirstPause = 64'000'000;  // … and seldom even 30, and then that is all
   static constexpr int64_t kMostPause = 1'000'000'000;  // what is free again is soon used
 
   // How many of the members that a call wants it may have.
@@ -42,7 +43,8 @@ class TeamLimit {
     debt_ = debt;
     if (debt < kPatience) return;
     const bool at_once = now - begun_ < 4 * pause_;
-    pause_ = std::min(std::max(kPauses * debt, at_once ? 2 * pause_ : 0), kMostPause);
+    pause_ = at_once ? std::min(std::max(kPauses * debt, 2 * pause_), kMostPause)
+                     : std::min(kPauses * debt, kFirstPause);
     retry_at_ = now + pause_;
     debt_ = 0;
     limit_.store(half, std::memory_order_relaxed);

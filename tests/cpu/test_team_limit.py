@@ -93,6 +93,8 @@ def test_a_long_wait_halves_the_team_for_a_while(machine: Callable[[int], Machin
     free.call(late=6 * MS)
     assert 6 * 6 * MS < free.until(2) < 10 * 6 * MS
     assert all(free.call() == 2 for _ in range(2000))
+    free.call(late=500 * MS)  # as when a virtual machine stood still
+    assert free.until(2) < 100 * MS
 
 
 def test_beside_a_busy_program_trials_become_rare(machine: Callable[[int], Machine]) -> None:
