@@ -115,9 +115,13 @@ def extension() -> tuple[Extension, type[build_ext]]:
                 self.compiler.compile = compile_all
             super().build_extension(ext)
 
-    # For tests/sanitize. Without inlining and unrolling by -O3 the kernels would be too large.
+    # For tests/sanitize. With inlining and unrolling by -O3 the kernels would be too large.
     sanitizers = ["-fsanitize=address,undefined"] if os.environ.get("FASTMLP_SANITIZE") else []
-    optimize = ["-O1", "-g1", "-fno-omit-frame-pointer"] if sanitizers else ["-O3", "-g0"]
+    optimize = ["-O3", "-g0"]
+    if sanitizers:
+        optimize = ["-O1", "-g1", "-fno-omit-frame-pointer"]
+    elif os.environ.get("FASTMLP_DEBUG"):
+        optimize = ["-O0", "-g1"]
     module = CppExtension(
         "fastmlp._C",
         sorted(str(source) for source in Path("csrc").rglob("*.cpp")),
