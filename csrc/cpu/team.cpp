@@ -32,7 +32,9 @@ int most_members(int threads) {
   return teams_bend() ? std::min(threads, most.load(std::memory_order_relaxed)) : threads;
 }
 
-int members_now(int wanted) { return limit.members(wanted, team_clock()); }
+int members_now(int wanted) {
+  return limit.is_free() ? wanted : limit.members(wanted, team_clock());
+}
 
 void record_team(int members, int64_t begun, int64_t worked) {
   const int64_t now = team_clock();

@@ -27,14 +27,15 @@ int64_t team_clock();
 int members_now(int wanted);
 void record_team(int members, int64_t begun, int64_t worked);
 
-// One member of a team. The caller of the team is the first, with the largest share.
+// One member of a team. The caller is the first, and has the last and largest share: how long it
+// works tells how long the others do.
 struct Member {
   int index;
   int count;
   int64_t* waited = nullptr;  // where it is asked, the nanoseconds that it has waited for others
 
-  int64_t begin(int64_t total) const { return (total * index + count - 1) / count; }
-  int64_t end(int64_t total) const { return (total * (index + 1) + count - 1) / count; }
+  int64_t begin(int64_t total) const { return total * (count - 1 - index) / count; }
+  int64_t end(int64_t total) const { return total * (count - index) / count; }
 
   // Returns when every member has come to the same call, with all that they wrote visible.
   void wait() const {

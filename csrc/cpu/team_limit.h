@@ -21,6 +21,9 @@ class TeamLimit {
   static constexpr int64_t kFirstPause = 64'000'000;  // … and seldom even 30, and then that is all
   static constexpr int64_t kMostPause = 1'000'000'000;  // what is free again is soon used
 
+  // Whether every call may have all that it wants.
+  bool is_free() const { return limit_.load(std::memory_order_relaxed) == kNone; }
+
   // How many of the members that a call wants it may have.
   int members(int wanted, int64_t now) {
     const int limit = limit_.load(std::memory_order_relaxed);
