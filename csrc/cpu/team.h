@@ -60,18 +60,17 @@ void run_team(int threads, const Body& body, bool bends = teams_bend()) {
   const int members = bends ? members_now(threads) : threads;
   if (members > 1) {
     const FloatState callers = FloatState::of_this_thread();
-    const int64_t begun = bends ? team_clock() : 0;
-    int64_t waited = 0, worked = 0;
+    int64_t begun = 0, waited = 0, worked = 0;  // of the caller
     int granted = 1;
 #pragma omp parallel num_threads(members)
     {
       const BorrowedFloatState borrowed(callers);
       const int index = omp_get_thread_num();
       const bool told = bends && index == 0;
-      const int64_t come = told ? team_clock() : 0;
+      if (told) begun = team_clock();
       body(Member{index, omp_get_num_threads(), told ? &waited : nullptr});
       if (told) {
-        worked = team_clock() - come - waited;
+        worked = team_clock() - begun - waited;
         granted = omp_get_num_threads();
       }
     }

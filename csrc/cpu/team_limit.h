@@ -10,15 +10,17 @@ namespace fastmlp::cpu {
 
 // Learns from what calls took. A call is blamed for the time in which half its team would have been
 // done: the members' shares are alike, so the caller's own work says how long that is, and where it
-// is the caller that lost its core, nobody is blamed. Beyond a patience teams are halved, for a
-// pause that is long beside what the trial had cost, and twice as long after each trial that failed
-// at once; then they are doubled again. Times are nanoseconds of a steady clock. Callers may come
-// from several threads: what one of them learns can be lost to another, which costs a call or two.
+// is the caller that lost its core, nobody is blamed. Beyond a patience teams are halved for a
+// short pause and then doubled again; where that fails at once, the next pause is long beside what
+// the trial had cost, and twice as long as the last. Times are nanoseconds of a steady clock.
+// Callers may come from several threads: what one of them learns can be lost to another, which
+// costs a call or two.
 class TeamLimit {
  public:
   static constexpr int64_t kPatience = 4'000'000;  // an idle machine's hiccups are 0.5 to 3 ms
+  // A thread that wakes up on its caller's core stays there for some milliseconds.
+  static constexpr int64_t kFirstPause = 8'000'000;
   static constexpr int64_t kPauses = 8;
-  static constexpr int64_t kFirstPause = 64'000'000;  // … and seldom even 30, and then that is all
   static constexpr int64_t kMostPause = 1'000'000'000;  // what is free again is soon used
 
   // Whether every call may have all that it wants.
@@ -46,8 +48,7 @@ class TeamLimit {
     debt_ = debt;
     if (debt < kPatience) return;
     const bool at_once = now - begun_ < 4 * pause_;
-    pause_ = at_once ? std::min(std::max(kPauses * debt, 2 * pause_), kMostPause)
-                     : std::min(kPauses * debt, kFirstPause);
+    pause_ = at_once ? std::min(std::max(kPauses * debt, 2 * pause_), kMostPause) : kFirstPause;
     retry_at_ = now + pause_;
     debt_ = 0;
     limit_.store(half, std::memory_order_relaxed);
