@@ -31,7 +31,7 @@ from fastmlp import _C, FusedMLP, Residual, TrainStep
 
 # Around the widths of vectors and of tiles, and some in between.
 EDGES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 100, 129)
-LARGE = (255, 300, 385, 513, 784)
+LARGE = (255, 300, 385, 513, 784, 1000)
 SPECIAL = (torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 2.0)
 
 SMOOTH: tuple[Callable[[random.Random], nn.Module], ...] = (
