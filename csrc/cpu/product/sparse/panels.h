@@ -21,10 +21,10 @@ class WeightPanels {
       : kernels_(&kernels), n_(n), k_(k) {
     const int64_t vectors = divide_up(n, kernels.width);
     // Two vectors at least, so that a tile still multiplies more than it loads.
-    const auto owners = static_cast<int>(std::min<int64_t>(threads, divide_up(vectors, 2)));
-    for (int owner = 0; owner < owners; ++owner) {
-      const Member member{owner, owners};
-      const int64_t first = member.begin(vectors), own = member.end(vectors) - first;
+    const int64_t owners = std::min<int64_t>(threads, divide_up(vectors, 2));
+    const EvenParts shares(vectors, owners);
+    for (int64_t owner = 0; owner < owners; ++owner) {
+      const int64_t first = shares.spread(owner), own = shares.spread(owner + 1) - first;
       const EvenParts parts(own, divide_up(own, kernels.tuning.few_rows.vectors));
       owners_.push_back(static_cast<int64_t>(begins_.size()));
       for (int64_t part = 0; part < parts.count(); ++part)
