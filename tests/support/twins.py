@@ -370,7 +370,17 @@ def float32_bound(steps: int, sizes: list[int] = SIZES, rows: int = ROWS) -> flo
 
 
 # Adam's eps is large here: beside a small one the rounding of a gradient near 0 is a whole step.
-SMOOTH = {name: make for name, make in OPTIMIZERS.items() if name.startswith("sgd")}
+SMOOTH = {name: make for name, make in OPTIMIZERS.items() if name.startswith("sgd")} | {
+    "adam-eps": adam(eps=0.1),
+    "adam-eps-amsgrad": adam(eps=0.1, amsgrad=True, weight_decay=0.02),
+    "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
+    "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
+    "adagrad-eps": adaptive(Adagrad, eps=0.1),
+    "nadam-eps": adaptive(NAdam, eps=0.1),
+    "radam-eps": adaptive(RAdam, 1e-3, betas=(0.9, 0.99), eps=0.1),
+    "adamax-eps": adaptive(Adamax, eps=0.1),
+    "adadelta-eps": adaptive(Adadelta, 0.1, eps=0.1),
+}
 
 
 def assert_same(model: nn.Module, twin: nn.Module) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.optim import (
     SGD,
     Adadelta,
-    Adagrad,
     Adam,
     Adamax,
     AdamW,
@@ -331,19 +330,6 @@ def test_any_depth_width_and_batch(layers: int, rows: int) -> None:
     """More rows than are summed up at a time, a weight of one number, and no hidden layer."""
     for twins, _ in deep_twins(OPTIMIZERS, layers, torch.float64, clips=True):
         twins.check(2, EXACT, rows)
-
-
-SMOOTH |= {
-    "adam-eps": adam(eps=0.1),
-    "adam-eps-amsgrad": adam(eps=0.1, amsgrad=True, weight_decay=0.02),
-    "adamw-eps": adam(AdamW, eps=0.1, weight_decay=0.3),
-    "rmsprop-eps": adaptive(RMSprop, 1e-3, eps=0.1, centered=True, momentum=0.5),
-    "adagrad-eps": adaptive(Adagrad, eps=0.1),
-    "nadam-eps": adaptive(NAdam, eps=0.1),
-    "radam-eps": adaptive(RAdam, 1e-3, betas=(0.9, 0.99), eps=0.1),
-    "adamax-eps": adaptive(Adamax, eps=0.1),
-    "adadelta-eps": adaptive(Adadelta, 0.1, eps=0.1),
-}
 
 
 @pytest.mark.parametrize("rows", [1, 50, 400, 1000])
