@@ -80,6 +80,11 @@ def openmp_flags() -> list[str]:
     return []
 
 
+def asked(name: str) -> bool:
+    """Whether the environment variable is set to anything but 0."""
+    return os.environ.get(name, "") not in ("", "0")
+
+
 def extension() -> tuple[Extension, type[build_ext]]:
     """The extension and the command that compiles it."""
     check_compiler()
@@ -116,12 +121,12 @@ def extension() -> tuple[Extension, type[build_ext]]:
             super().build_extension(ext)
 
     # For tests/sanitize. With inlining and unrolling by -O3 the kernels would be too large.
-    sanitizers = ["-fsanitize=address,undefined"] if os.environ.get("FASTMLP_SANITIZE") else []
+    sanitizers = ["-fsanitize=address,undefined"] if asked("FASTMLP_SANITIZE") else []
     optimize = ["-O3", "-g0"]
     if sanitizers:
         optimize = ["-O1", "-g1", "-fno-omit-frame-pointer"]
-    elif os.environ.get("FASTMLP_DEBUG"):
-        optimize = ["-O0", "-g1"]
+    elif asked("FASTMLP_DEBUG"):
+        optimize = ["-O0", "-g"]
     module = CppExtension(
         "fastmlp._C",
         sorted(str(source) for source in Path("csrc").rglob("*.cpp")),

@@ -1,35 +1,37 @@
-"""How many cores this process may keep busy: those it may run on, and what its cgroups grant."""
+"""How many cores the process's cgroups let it keep busy."""
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 
-def usable_cores(root: Path = Path("/")) -> float:
+def granted_cores(root: Path = Path("/")) -> float:
     """Cores of time that the system grants the process in every second, 1.5 for example.
+
+    They are those of the tightest quota of its cgroups and of all above them; infinite where there
+    is none. How many cores the process may run on is another matter: OpenMP, and so torch, looks
+    at that when it starts.
 
     Args:
         root: the folder in whose `proc/self/cgroup` and `sys/fs/cgroup` the quotas are looked up.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return min([float(cores), *_quotas(root)])
+    return min(_quotas(root), default=math.inf)
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The quotas of the process's cgroups and of all above them, in cores."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    try:  # names are bytes of any kind
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:  # not Linux
         return
     mounts = root / "sys/fs/cgroup"
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not path:
+            continue
         if controllers == "":  # version 2, alone or beside version 1
             tops, read = (mounts, mounts / "unified"), _of_version_2
         elif "cpu" in controllers.split(","):
@@ -40,7 +42,8 @@ def _quotas(root: Path) -> Iterator[float]:
         steps = [part for part in path.split("/") if part not in ("", "..")]
         for top in tops:
             for depth in range(len(steps) + 1):
-                with suppress(OSError, ValueError, ZeroDivisionError):  # none there, or not limited
+                # None is there, it is not limited, or nothing that a kernel writes.
+                with suppress(OSError, ValueError, ArithmeticError):
                     yield read(top.joinpath(*steps[:depth]))
 
 
@@ -55,6 +58,6 @@ def _of_version_1(group: Path) -> float:
 
 
 def _cores(quota: int, period: int) -> float:
-    if quota <= 0:
+    if quota <= 0 or period <= 0:
         raise ValueError("not limited")
     return quota / period

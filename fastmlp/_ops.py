@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmlp import _extension
-from fastmlp._cores import usable_cores
+from fastmlp._cores import granted_cores
 
 if TYPE_CHECKING:
     from fastmlp import _C as _C
@@ -19,8 +19,9 @@ else:
 # Read FASTMLP_ISA and FASTMLP_L2_BYTES: what they should not be is an error here, at import.
 _C.get_isa()
 _C.second_level_cache_bytes()
-# More threads than there are cores would take turns, or be stopped for the rest of a period.
-_C.set_cores(math.ceil(usable_cores()))
+# More threads would be stopped for the rest of each period.
+if math.isfinite(_granted := granted_cores()):
+    _C.set_cores(math.ceil(_granted))
 
 
 def get_isa() -> str:

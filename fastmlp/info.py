@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from ._cores import usable_cores
+from ._cores import granted_cores
 from ._version import __version__
 
 _EXTRAS = ("matplotlib", "Pillow", "scikit-learn", "tqdm")
@@ -70,8 +71,8 @@ def _instruction_sets() -> str:
 def _threads() -> str:
     import torch
 
-    cores = usable_cores()
-    granted = f", {cores:g} granted" if cores != os.cpu_count() else ""
+    cores = granted_cores()
+    granted = f", {cores:g} granted" if math.isfinite(cores) else ""
     return f"{torch.get_num_threads()} of {os.cpu_count()} processors{granted}"
 
 

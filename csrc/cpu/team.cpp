@@ -26,7 +26,7 @@ bool teams_bend() { return bend.load(std::memory_order_relaxed); }
 
 void set_teams_bend(bool on) { bend = on; }
 
-void set_cores(int cores) { most = cores; }
+void set_cores(int cores) { most = std::max(1, cores); }
 
 int most_members(int threads) {
   return teams_bend() ? std::min(threads, most.load(std::memory_order_relaxed)) : threads;

@@ -13,11 +13,13 @@
 namespace fastmlp::cpu {
 
 // Whether teams become smaller while other programs keep the cores (team_limit.h), and have no more
-// members than set_cores() says. So it is at first; tests of several threads want them.
+// members than set_cores() says, which this turns off as well. So it is at first; tests of several
+// threads want them.
 bool teams_bend();
 void set_teams_bend(bool on);
 
-// The cores that the process may use, and the most members that this leaves of so many.
+// The cores that the process may keep busy, one at least, and the most members that this leaves of
+// so many threads.
 void set_cores(int cores);
 int most_members(int threads);
 
@@ -36,6 +38,13 @@ struct Member {
 
   int64_t begin(int64_t total) const { return total * (count - 1 - index) / count; }
   int64_t end(int64_t total) const { return total * (count - index) / count; }
+
+  // take(i) for this member's of so many pieces, of which the last may be a small one: it is never
+  // the caller's, unless all are.
+  template <typename Take>
+  void each_piece(int64_t pieces, const Take& take) const {
+    for (int64_t i = pieces - end(pieces); i < pieces - begin(pieces); ++i) take(i);
+  }
 
   // Returns when every member has come to the same call, with all that they wrote visible.
   void wait() const {

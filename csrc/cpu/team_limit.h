@@ -8,13 +8,13 @@
 
 namespace fastmlp::cpu {
 
-// Learns from what calls took. A call is blamed for the time in which half its team would have been
-// done: the members' shares are alike, so the caller's own work says how long that is, and where it
-// is the caller that lost its core, nobody is blamed. Beyond a patience teams are halved for a
-// short pause and then doubled again; where that fails at once, the next pause is long beside what
-// the trial had cost, and twice as long as the last. Times are nanoseconds of a steady clock.
-// Callers may come from several threads: what one of them learns can be lost to another, which
-// costs a call or two.
+// Learns from what calls took. A call is blamed for what it took beyond the time in which half its
+// team would have been done: the members' shares are alike, so the caller's own work says how long
+// that is, and where it is the caller that lost its core, nobody is blamed. Beyond a patience teams
+// are halved for a short pause and then doubled again; where that fails at once, the next pause is
+// long beside what the trial had cost, and twice as long as the last. Times are nanoseconds of a
+// steady clock. Callers may come from several threads: what one of them learns can be lost to
+// another, which costs a call or two.
 class TeamLimit {
  public:
   static constexpr int64_t kPatience = 4'000'000;  // an idle machine's hiccups are 0.5 to 3 ms

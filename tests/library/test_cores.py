@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,9 @@ import torch
 
 import fastmlp
 from fastmlp import _C
-from fastmlp._cores import usable_cores
+from fastmlp._cores import granted_cores
 
-MANY = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+MANY = math.inf  # no quota
 
 
 def system(root: Path, cgroups: str, files: dict[str, str]) -> Path:
@@ -78,16 +78,31 @@ V2, V1 = "0::/a/b\n", "5:memory:/a/b\n4:cpu,cpuacct:/a/b\n1:name=systemd:/a\n"
     ],
 )
 def test_quotas(tmp_path: Path, cgroups: str, files: dict[str, str], expected: float) -> None:
-    assert usable_cores(system(tmp_path, cgroups, files)) == expected
+    assert granted_cores(system(tmp_path, cgroups, files)) == expected
 
 
-def test_more_than_there_are_is_no_grant(tmp_path: Path) -> None:
-    files = {"sys/fs/cgroup/a/b/cpu.max": f"{10**9} 100000\n"}
-    assert usable_cores(system(tmp_path, V2, files)) == MANY
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"\n\n", b"garbage\n", b"0:/a\n", b"0::\n", bytes(range(256)), b"0::/a\n" * 1000],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "quota", ["50000 -100000", "-1 100000", f"{10**400} 1", "0 0", "1", "1 2 3", "", "\0"], ids=repr
+)
+def test_what_no_kernel_writes(tmp_path: Path, text: bytes, quota: str) -> None:
+    system(tmp_path, "", {"sys/fs/cgroup/a/cpu.max": quota, "sys/fs/cgroup/cpu.max": quota})
+    (tmp_path / "proc/self/cgroup").write_bytes(text)
+    assert granted_cores(tmp_path) == MANY
+
+
+def test_a_name_of_any_bytes(tmp_path: Path) -> None:
+    system(tmp_path, "", {"sys/fs/cgroup/cpu.max": "150000 100000"})
+    (tmp_path / "proc/self/cgroup").write_bytes(b"0::/caf\xe9\n")
+    assert granted_cores(tmp_path) == 1.5
 
 
 def test_a_system_without_cgroups(tmp_path: Path) -> None:
-    assert usable_cores(tmp_path) == MANY
+    assert granted_cores(tmp_path) == MANY
 
 
 def test_fewer_cores_than_threads_change_no_bit(threads: int) -> None:
@@ -96,7 +111,7 @@ def test_fewer_cores_than_threads_change_no_bit(threads: int) -> None:
     expected = model(x)
     _C.set_teams_bend(True)
     try:
-        for cores in (1, 3):
+        for cores in (0, 1, 3):
             _C.set_cores(cores)
             assert torch.equal(model(x), expected)
     finally:

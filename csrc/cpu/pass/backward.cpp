@@ -60,7 +60,7 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     // The row of db, after dz.
     scratch_ = std::max(scratch_, aligned<T>((batch + 1) * layer(0).out_features));
   }
-  if (cuts && !sparse_.fits() && first_ < layers_) blocks_ = Blocks::of(spec, machine);
+  if (cuts && first_ < layers_) blocks_ = Blocks::of(spec, machine);
   if (blocks_.several()) {
     threads_ = std::min(threads_, static_cast<int>(blocks_.count));
     block_ = blocks_.plan<BackwardPlan>(spec, machine, 0, false);
@@ -269,11 +269,11 @@ template <typename T>
 void BackwardPlan<T>::run_blocks(const NetworkMemory& memory, FirstLayer<T>& first,
                                  T* workspace) const {
   blocks_.record(kernels_);
-  const int64_t own_elements = block_->workspace_elements();
+  const int64_t own_elements = block_elements();
   T* const gradients = workspace + threads_ * own_elements;
   run_team(threads_, [&](Member member) {
     T* const own = workspace + member.index * own_elements;
-    for (int64_t b = member.begin(blocks_.count); b < member.end(blocks_.count); ++b) {
+    member.each_piece(blocks_.count, [&](int64_t b) {
       NetworkMemory here = blocks_.memory<T>(spec_, memory, b);
       T* next = gradients + b * gradients_;
       each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
@@ -283,7 +283,7 @@ void BackwardPlan<T>::run_blocks(const NetworkMemory& memory, FirstLayer<T>& fir
         next += aligned<T>(elements);
       });
       Run(b + 1 < blocks_.count ? *block_ : *last_, here, first, true, own).work({0, 1});
-    }
+    });
     member.wait();
     int64_t at = 0;
     each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {

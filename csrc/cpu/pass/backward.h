@@ -1,6 +1,7 @@
 // The whole network backward.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "cpu/pass/blocks.h"
@@ -25,7 +26,7 @@ class BackwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // As of ForwardPlan.
   int64_t workspace_elements() const {
-    if (block_) return threads_ * block_->workspace_elements() + blocks_.count * gradients_;
+    if (block_) return threads_ * block_elements() + blocks_.count * gradients_;
     return kScratches * scratch_ + skipped_elements_ + buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
@@ -34,6 +35,10 @@ class BackwardPlan {
  private:
   struct Run;
 
+  // As of ForwardPlan.
+  int64_t block_elements() const {
+    return std::max(block_->workspace_elements(), last_->workspace_elements());
+  }
   void run_blocks(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
   const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
   bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }

@@ -1,6 +1,6 @@
 // A large batch of narrow layers in blocks of rows. Each block goes through all layers as a batch
-// of its own, by one member of the team and while it is in the nearer caches: nobody waits between
-// layers, and no row crosses from one core to another.
+// of its own, by one member of the team: nobody waits between layers, and no row crosses from one
+// core to another.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cpu/pass/machine.h"
+#include "cpu/product/sparse/sparse_input.h"
 #include "cpu/record.h"
 #include "network/network.h"
 
@@ -20,14 +21,17 @@ struct Blocks {
 
   template <typename T>
   static Blocks of(const NetworkSpec& spec, const Machine<T>& machine) {
-    constexpr int64_t kLeastRows = 192, kLeast = 4, kMost = 32;
+    constexpr int64_t kLeastRows = 192, kLeast = 4, kMost = 128;
     const int64_t batch = spec.head.batch, layers = spec.layers.size();
     // One layer has nobody to wait for. More, and a block's list of layers would need memory.
     if (layers < 2 || layers > spec.layers.inline_capacity()) return {};
     if (batch < kLeast * kLeastRows) return {};
+    const LayerSpec& first = spec.layers[0];
+    if (SparsePlan<T>::fits(*machine.kernels, batch, first.out_features, first.in_features))
+      return {};
     int64_t parameters = 0;
     for (const LayerSpec& layer : spec.layers) {
-      if (layer.weight_gradient == Gradient::added) return {};
+      if (layer.weight_gradient == Gradient::added) return {};  // of smaller batches
       parameters += layer.out_features * (layer.in_features + 1);
     }
     // Every block has gradients of its own.

@@ -24,7 +24,7 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     stride = layer.out_features;
   }
   threads_ = team_size(cost, machine);
-  if (cuts && !sparse_.fits()) blocks_ = Blocks::of(spec, machine);
+  if (cuts) blocks_ = Blocks::of(spec, machine);
   if (blocks_.several()) {
     threads_ = std::min(threads_, static_cast<int>(blocks_.count));
     block_ = blocks_.plan<ForwardPlan>(spec, machine, 0);
@@ -142,11 +142,11 @@ void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* w
   if (block_) {
     blocks_.record(kernels_);
     run_team(threads_, [&](Member member) {
-      T* const own = workspace + member.index * block_->workspace_elements();
-      for (int64_t b = member.begin(blocks_.count); b < member.end(blocks_.count); ++b) {
+      T* const own = workspace + member.index * block_elements();
+      member.each_piece(blocks_.count, [&](int64_t b) {
         const NetworkMemory here = blocks_.memory<T>(spec_, memory, b);
         Run(b + 1 < blocks_.count ? *block_ : *last_, here, first, own).work({0, 1});
-      }
+      });
     });
     return;
   }

@@ -1,6 +1,7 @@
 // The whole network forward.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "cpu/pass/blocks.h"
@@ -23,13 +24,17 @@ class ForwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // What it takes beside that of FirstLayer::elements(), which comes after it.
   int64_t workspace_elements() const {
-    return block_ ? threads_ * block_->workspace_elements()
-                  : 2 * scratch_ + buffers_.elements(threads_);
+    return block_ ? threads_ * block_elements() : 2 * scratch_ + buffers_.elements(threads_);
   }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
  private:
   struct Run;
+
+  // Of a member's workspace. A smaller batch may take another form of product, and more.
+  int64_t block_elements() const {
+    return std::max(block_->workspace_elements(), last_->workspace_elements());
+  }
 
   const NetworkSpec spec_;
   const Machine<T> machine_;

@@ -40,8 +40,9 @@ LossResult compute_loss(Loss& loss, int64_t max_threads) {
     parts.resize(count);
     // An exponential takes as long as ten simple operations.
     run_team(team_size(10 * loss.batch * loss.features, max_threads), [&](Member member) {
-      for (int64_t part = member.begin(count); part < member.end(count); ++part)
+      member.each_piece(count, [&](int64_t part) {
         parts[part] = rows(loss, part * kRows, std::min(loss.batch, (part + 1) * kRows));
+      });
     });
     for (const LossResult& part : parts) {
       result.loss += part.loss;
@@ -61,7 +62,7 @@ double clipping_factor(const Updates& updates, double max_norm, int64_t max_thre
     InlineVector<double, 64> parts;
     parts.resize(count);
     run_team(team_size(elements, max_threads), [&](Member member) {
-      for (int64_t part = member.begin(count); part < member.end(count); ++part) {
+      member.each_piece(count, [&](int64_t part) {
         const int64_t end = std::min(elements, (part + 1) * kElements);
         // Eight sums of their own, so that the processor adds them side by side.
         double sums[8] = {};
@@ -77,7 +78,7 @@ double clipping_factor(const Updates& updates, double max_norm, int64_t max_thre
           sums[0] += g * g;
         }
         for (const double sum : sums) parts[part] += sum;
-      }
+      });
     });
     for (const double part : parts) total += part;
   }

@@ -65,7 +65,7 @@ class SparsePlan {
   // Of a layer with n outputs; `threads`: the most that will share its work.
   SparsePlan(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k, int threads)
       : kernels_(&kernels), m_(m), n_(n), k_(k) {
-    if (m < kLeastRows || k < kLeastFeatures || n < kernels.width || m * k > kMostElements) return;
+    if (!fits(kernels, m, n, k)) return;
     rows_ = SparseSteps(kernels.tuning, m, k);
     features_ = SparseSteps(kernels.tuning, k, m);
     panels_ = {kernels, n, k, threads};
@@ -79,6 +79,9 @@ class SparsePlan {
   }
 
   // Whether a layer of these shapes is worth a look at its input.
+  static bool fits(const Kernels<T>& kernels, int64_t m, int64_t n, int64_t k) {
+    return m >= kLeastRows && k >= kLeastFeatures && n >= kernels.width && m * k <= kMostElements;
+  }
   bool fits() const { return !samples_.empty(); }
   const WeightPanels<T>& panels() const { return panels_; }
   // Of each member's own buffer.
