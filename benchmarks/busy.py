@@ -8,11 +8,12 @@ Then ``TrainStep.fit`` in two processes at once, against one alone.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import multiprocessing
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from queue import Queue
@@ -26,7 +27,7 @@ import torch
 import train_step
 from harness import Spread, settle
 from shapes import Shape
-from suite import add_shapes, common_options, names
+from suite import Suite, add_shapes, common_options, names
 
 
 class Work(NamedTuple):
@@ -35,21 +36,27 @@ class Work(NamedTuple):
     Attributes:
         task: of the problem.
         ours: whom the others are compared with.
-        known: the contestants there are.
+        suite: what knows the contestants and refuses who is wrong.
+        known: the contestants' names.
     """
 
     task: str
     ours: str
-    known: Mapping[str, peers.Make]
+    suite: type[Suite]
+    known: Collection[str]
 
 
 BATCHES = 50  # of a call of fit
-FIT = {name: partial(fit.contestant, name, BATCHES) for name in fit.CONTESTANTS}
 WORKS = {
-    "forward": Work("forward", "fastmlp", peers.PEERS),
-    "forward+backward": Work("forward+backward", "fastmlp", peers.PEERS),
-    **{task: Work(task, "train_step", train_step.CONTESTANTS) for task in train_step.OPTIMIZERS},
-    **{f"fit-{task}": Work(task, "fit", FIT) for task in train_step.OPTIMIZERS},
+    **{task: Work(task, "fastmlp", Suite, peers.PEERS) for task in ("forward", "forward+backward")},
+    **{
+        task: Work(task, "train_step", train_step.StepSuite, train_step.CONTESTANTS)
+        for task in train_step.OPTIMIZERS
+    },
+    **{
+        f"fit-{task}": Work(task, "fit", fit.FitSuite, fit.CONTESTANTS)
+        for task in train_step.OPTIMIZERS
+    },
 }
 RIVALS = ("eager", "eager-fused", "jax", "jax-scan-8", "onnxruntime")
 TURN_S = 0.5  # many of the system's time slices
@@ -95,17 +102,20 @@ class Entry(NamedTuple):
     threads: int
 
 
-def entries(shape: Shape, work: Work, wanted: Sequence[str], threads: int) -> list[Entry]:
-    """All that take part in a work; ours first, then ours on one thread."""
-    chosen = [work.ours, *(name for name in wanted if name in work.known)]
-    problem = peers.Problem(shape, work.task)
+def entries(shape: Shape, work: Work, options: argparse.Namespace) -> tuple[list[Entry], bool]:
+    """All that take part in a work, ours first, on one thread next; whether one was refused."""
+    mine = copy.copy(options)
+    mine.peers = [work.ours, *(name for name in options.peers if name in work.known)]
+    mine.base, mine.data_dir, mine.batches = work.ours, None, BATCHES
+    suite = work.suite(mine)
     # The others' threads are of their pools, which are made once.
-    both, counts = {work.ours, "eager", "eager-fused"}, dict.fromkeys((threads, 1))
-    return [
+    both, counts = {work.ours, "eager", "eager-fused"}, dict.fromkeys((options.threads, 1))
+    found = [
         Entry(contestant, n)
-        for contestant in peers.contestants(chosen, work.known, problem, threads)
-        for n in (counts if contestant.name in both else (threads,))
+        for contestant in suite.admitted(peers.Problem(shape, work.task))
+        for n in (counts if contestant.name in both else (options.threads,))
     ]
+    return found, bool(suite.refused)
 
 
 def turn(entry: Entry, seconds: float) -> np.ndarray[Any, Any]:
@@ -132,7 +142,8 @@ class Measured(NamedTuple):
 
 
 def measure(several: Sequence[Entry], rounds: int, seconds: float) -> list[Measured]:
-    order, samples = random.Random(0), [[] for _ in several]  # type: ignore[var-annotated]
+    order = random.Random(0)
+    samples: list[list[np.ndarray[Any, Any]]] = [[] for _ in several]
     for _ in range(rounds):
         for i in order.sample(range(len(several)), len(several)):
             samples[i].append(turn(several[i], seconds))
@@ -175,22 +186,14 @@ def line(row: dict[str, Any]) -> str:
 
 def trains(shape: Shape, threads: int, seconds: float, ready: Any, told: Queue[float]) -> None:
     """A process that trains by ``fit``; tells how many steps a second it took."""
-    from fastmlp import FusedMLP, TrainStep
-
     torch.set_num_threads(threads)
-    model = FusedMLP(list(shape.sizes))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    step = TrainStep(model, torch.nn.CrossEntropyLoss(), optimizer)
-    rows = 64 * shape.batch
-    data = torch.utils.data.TensorDataset(
-        torch.randn(rows, shape.sizes[0]), torch.randint(shape.sizes[-1], (rows,))
-    )
-    epoch = partial(step.fit, data, shape.batch, progress=False)
-    list(epoch())
+    one = fit.contestant("fit", BATCHES, peers.Problem(shape, "sgd"), threads)
+    one.run()
     ready.wait()
     steps, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        steps += sum(1 for _ in epoch()) * 64
+        one.run()
+        steps += one.repeats
     told.put(steps / (time.perf_counter() - begun))
 
 
@@ -231,17 +234,20 @@ def main() -> int:
     seconds = 0.01 if options.quick else options.seconds
     torch.set_num_threads(options.threads)
     print(f"{report.describe_machine()}\n{COLUMNS}", flush=True)
-    rows = []
+    rows, status = [], 0
     for shape in options.shapes:
         for task in options.tasks:
-            several = entries(shape, WORKS[task], options.peers, options.threads)
+            several, refused = entries(shape, WORKS[task], options)
+            status = max(status, int(refused))
+            if not several or several[0].contestant.name != WORKS[task].ours:
+                continue  # nobody to compare with; a line has told why
             for load in options.busy:
                 with busy(load), torch.set_grad_enabled(task != "forward"):
                     found = measure(several, rounds, seconds)
                 for row in lines(load, shape, task, several, found):
                     rows.append(row)
                     print(line(row), flush=True)
-    if options.csv:
+    if options.csv and rows:
         with open(options.csv, "w", newline="", encoding="utf-8") as file:
             all_of = [{**report.machine(), **row} for row in rows]  # threads are the row's
             writer = csv.DictWriter(file, list(all_of[0]))
@@ -257,7 +263,7 @@ def main() -> int:
             f"two trainings at once, {shape.name}: {share.median:.2f} ({share.low:.2f}–"
             f"{share.high:.2f}) of the steps a second that one alone takes"
         )
-    return 0
+    return status
 
 
 if __name__ == "__main__":

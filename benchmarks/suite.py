@@ -148,7 +148,7 @@ class Suite:
         """What is wrong with a contestant's results, on one line; None: nothing."""
         return check.fault(problem, results)
 
-    def _admitted(self, problem: peers.Problem) -> list[peers.Contestant]:
+    def admitted(self, problem: peers.Problem) -> list[peers.Contestant]:
         """The contestants whose results are right."""
         admitted = []
         threads = self.options.threads
@@ -205,7 +205,7 @@ class Suite:
                 print(f"{shape.name}: {inputs.note(shape, self.options.data_dir)}", flush=True)
             for task in self.options.tasks:
                 problem = peers.Problem(shape, task, self.options.data_dir)
-                contestants = self._admitted(problem)
+                contestants = self.admitted(problem)
                 if not contestants:
                     continue
                 rows = self._measure(problem, contestants, self.effort)

@@ -2,7 +2,9 @@
 // among them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -38,6 +40,13 @@ struct Member {
 
   int64_t begin(int64_t total) const { return total * (count - 1 - index) / count; }
   int64_t end(int64_t total) const { return total * (count - index) / count; }
+
+  // Begin and end of this member's share of so many elements, in whole vectors of this width but
+  // for the last; the end may lie before the begin.
+  std::pair<int64_t, int64_t> vectors(int64_t elements, int64_t width) const {
+    const int64_t whole = (elements + width - 1) / width;
+    return {begin(whole) * width, std::min(elements, end(whole) * width)};
+  }
 
   // take(i) for this member's of so many pieces, of which the last may be a small one: it is never
   // the caller's, unless all are.

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fused import mlp
+from fused import check_threads, mlp
 from processes import lets_others_run, output
 from reference import Problem
 
@@ -42,13 +42,8 @@ def test_bits_do_not_depend_on_threads(
     isa: str, dtype: torch.dtype, threads: int, batch: int, sizes: list[int], hidden: str
 ) -> None:
     problem = Problem.random(batch, sizes, dtype, hidden=hidden)
-    torch.set_num_threads(1)
-    expected = problem.run(mlp(problem)).named()
-    for count in (1, 2, 3, 4):  # more than there are processors, on many machines
-        torch.set_num_threads(count)
-        for _ in range(2):
-            for name, tensor in problem.run(mlp(problem)).named().items():
-                assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+    # More than there are processors, on many machines.
+    check_threads(problem, 1, 2, 3, 4, runs=2)
 
 
 def test_bits_do_not_depend_on_the_run() -> None:

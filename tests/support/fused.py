@@ -115,6 +115,17 @@ def check(problem: Problem, what: str = "") -> Results[Tensor]:
     return actual
 
 
+def check_threads(problem: Problem, *counts: int, runs: int = 1) -> None:
+    """Forward and backward to the same bits as on one thread; `runs` times with each count."""
+    torch.set_num_threads(1)
+    expected = problem.run(mlp(problem)).named()
+    for count in counts:
+        torch.set_num_threads(count)
+        for _ in range(runs):
+            for name, tensor in problem.run(mlp(problem)).named().items():
+                assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+
+
 def check_forward(problem: Problem, what: str = "") -> Tensor:
     """Forward alone inside its bound; gives it back."""
     y = mlp(problem)(problem.x, list(problem.weights), list(problem.biases))

@@ -1,6 +1,7 @@
 #include "cpu/pass/backward.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "network/optimizers.h"
 
@@ -60,11 +61,9 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     // The row of db, after dz.
     scratch_ = std::max(scratch_, aligned<T>((batch + 1) * layer(0).out_features));
   }
-  if (cuts && first_ < layers_) blocks_ = Blocks::of(spec, machine);
-  if (blocks_.several()) {
-    threads_ = std::min(threads_, static_cast<int>(blocks_.count));
-    block_ = blocks_.plan<BackwardPlan>(spec, machine, 0, false);
-    last_ = blocks_.plan<BackwardPlan>(spec, machine, blocks_.count - 1, false);
+  if (cuts && first_ < layers_) blocks_.cut(spec, machine, false);
+  if (blocks_) {
+    threads_ = std::min(threads_, static_cast<int>(blocks_.count()));
     each_gradient(spec_,
                   [&](int64_t, bool, int64_t elements) { gradients_ += aligned<T>(elements); });
   }
@@ -211,9 +210,7 @@ struct BackwardPlan<T>::Run {
             member, {dz, input(l), weight_sum(l), weight_scale(l)},
             plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers), weight_done);
       }
-      const int64_t groups = divide_up(n, plan.kernels_.width);
-      begin = member.begin(groups) * plan.kernels_.width;
-      end = std::min(n, member.end(groups) * plan.kernels_.width);
+      std::tie(begin, end) = member.vectors(n, plan.kernels_.width);
       if (trains_bias && begin < end) sum_columns(l, begin, end, grad_bias);
     }
     if (trains_bias && to.bias_update && begin < end)
@@ -258,7 +255,7 @@ template <typename T>
 void BackwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked,
                           T* workspace) const {
   if (first_ == layers_) return;
-  if (block_) return run_blocks(memory, first, workspace);
+  if (blocks_) return run_blocks(memory, first, workspace);
   const Run run(*this, memory, first, has_looked, workspace);
   run_team(threads_, [&run](Member member) { run.work(member); });
   if (run.panels) run.panels->is_ahead = run.panels->may_be_ahead && first.input().gradient_pays();
@@ -269,31 +266,29 @@ template <typename T>
 void BackwardPlan<T>::run_blocks(const NetworkMemory& memory, FirstLayer<T>& first,
                                  T* workspace) const {
   blocks_.record(kernels_);
-  const int64_t own_elements = block_elements();
+  const int64_t own_elements = blocks_.elements();
   T* const gradients = workspace + threads_ * own_elements;
   run_team(threads_, [&](Member member) {
     T* const own = workspace + member.index * own_elements;
-    member.each_piece(blocks_.count, [&](int64_t b) {
-      NetworkMemory here = blocks_.memory<T>(spec_, memory, b);
-      T* next = gradients + b * gradients_;
-      each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
-        LayerMemory& layer = here.layers[l];
-        (is_bias ? layer.bias_gradient : layer.weight_gradient) = next;
-        (is_bias ? layer.bias_update : layer.weight_update) = nullptr;
-        next += aligned<T>(elements);
-      });
-      Run(b + 1 < blocks_.count ? *block_ : *last_, here, first, true, own).work({0, 1});
-    });
+    blocks_.template each<T>(member, spec_, memory,
+                             [&](int64_t block, const BackwardPlan& plan, NetworkMemory& rows) {
+                               T* next = gradients + block * gradients_;
+                               each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
+                                 LayerMemory& layer = rows.layers[l];
+                                 (is_bias ? layer.bias_gradient : layer.weight_gradient) = next;
+                                 (is_bias ? layer.bias_update : layer.weight_update) = nullptr;
+                                 next += aligned<T>(elements);
+                               });
+                               Run(plan, rows, first, true, own).work({0, 1});
+                             });
     member.wait();
     int64_t at = 0;
     each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
       const LayerMemory& layer = memory.layers[l];
-      const int64_t groups = divide_up(elements, kernels_.width);
-      const int64_t begin = member.begin(groups) * kernels_.width;
-      const int64_t n = std::min(elements, member.end(groups) * kernels_.width) - begin;
-      if (n > 0) {
+      const auto [begin, end] = member.vectors(elements, kernels_.width);
+      if (const int64_t n = end - begin; n > 0) {
         T* const sum = static_cast<T*>(is_bias ? layer.bias_gradient : layer.weight_gradient);
-        kernels_.column_sums(blocks_.count, n, gradients + at + begin, gradients_, sum + begin);
+        kernels_.column_sums(blocks_.count(), n, gradients + at + begin, gradients_, sum + begin);
         if (const Update* const u = is_bias ? layer.bias_update : layer.weight_update)
           kernels_.update[u->optimizer](1, n, n, begin, *u, 1);
       }

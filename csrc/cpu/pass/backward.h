@@ -1,9 +1,6 @@
 // The whole network backward.
 #pragma once
 
-#include <algorithm>
-#include <memory>
-
 #include "cpu/pass/blocks.h"
 #include "cpu/pass/first_layer.h"
 #include "cpu/pass/machine.h"
@@ -26,7 +23,7 @@ class BackwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // As of ForwardPlan.
   int64_t workspace_elements() const {
-    if (block_) return threads_ * block_elements() + blocks_.count * gradients_;
+    if (blocks_) return threads_ * blocks_.elements() + blocks_.count() * gradients_;
     return kScratches * scratch_ + skipped_elements_ + buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
@@ -35,10 +32,6 @@ class BackwardPlan {
  private:
   struct Run;
 
-  // As of ForwardPlan.
-  int64_t block_elements() const {
-    return std::max(block_->workspace_elements(), last_->workspace_elements());
-  }
   void run_blocks(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
   const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
   bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }
@@ -66,9 +59,8 @@ class BackwardPlan {
   BufferPlan<T> buffers_;
   int64_t scratch_ = 0, skipped_elements_ = 0;
   int threads_ = 1;
-  Blocks blocks_;
-  std::unique_ptr<const BackwardPlan> block_, last_;  // of them, where there are several
-  int64_t gradients_ = 0;                             // elements of a block's
+  BlockPlans<BackwardPlan> blocks_;  // where the batch is cut
+  int64_t gradients_ = 0;            // elements of a block's
 };
 
 }  // namespace fastmlp::cpu

@@ -21,42 +21,28 @@ struct Blocks {
 
   template <typename T>
   static Blocks of(const NetworkSpec& spec, const Machine<T>& machine) {
-    constexpr int64_t kLeastRows = 192, kLeast = 4, kMost = 128;
+    const Tuning& tuning = machine.kernels->tuning;
     const int64_t batch = spec.head.batch, layers = spec.layers.size();
     // One layer has nobody to wait for. More, and a block's list of layers would need memory.
     if (layers < 2 || layers > spec.layers.inline_capacity()) return {};
-    if (batch < kLeast * kLeastRows) return {};
+    if (batch < tuning.least_blocks * tuning.block_rows) return {};
     const LayerSpec& first = spec.layers[0];
     if (SparsePlan<T>::fits(*machine.kernels, batch, first.out_features, first.in_features))
       return {};
     int64_t parameters = 0;
     for (const LayerSpec& layer : spec.layers) {
-      if (layer.weight_gradient == Gradient::added) return {};  // of smaller batches
+      // A sum of gradients is not added to a weight part by part. (Smaller batches are.)
+      if (layer.weight_gradient == Gradient::added) return {};
       parameters += layer.out_features * (layer.in_features + 1);
     }
     // Every block has gradients of its own.
-    if (parameters * static_cast<int64_t>(sizeof(T)) > machine.cache_bytes / 8) return {};
-    int64_t count = kLeast;
-    while (2 * count <= kMost && 2 * count * kLeastRows <= batch) count *= 2;
-    const int64_t tile = machine.kernels->tuning.many_rows.rows;
+    const auto most = tuning.parameters_share * static_cast<double>(machine.cache_bytes);
+    if (static_cast<double>(parameters * static_cast<int64_t>(sizeof(T))) > most) return {};
+    int64_t count = tuning.least_blocks;
+    while (2 * count <= tuning.most_blocks && 2 * count * tuning.block_rows <= batch) count *= 2;
+    const int64_t tile = tuning.many_rows.rows;
     const int64_t rows = divide_up(divide_up(batch, count), tile) * tile;
     return {divide_up(batch, rows), rows};
-  }
-
-  bool several() const { return count > 1; }
-
-  template <typename T>
-  void record(const Kernels<T>& kernels) const {
-    record_kernel<T>("blocks", kernels.isa, static_cast<int>(rows), static_cast<int>(count));
-  }
-
-  // The plan of a block for one thread.
-  template <typename Plan, typename T, typename... Arguments>
-  std::unique_ptr<const Plan> plan(NetworkSpec spec, Machine<T> machine, int64_t block,
-                                   Arguments... arguments) const {
-    spec.head.batch = std::min(rows, spec.head.batch - block * rows);
-    machine.max_threads = 1;
-    return std::make_unique<const Plan>(spec, machine, arguments..., /*cuts=*/false);
   }
 
   // Where its rows lie.
@@ -81,6 +67,52 @@ struct Blocks {
     }
     return one;
   }
+};
+
+// The plans of a batch that is cut: one for all blocks but the last, which may be a smaller batch.
+template <typename Plan>
+class BlockPlans {
+ public:
+  // arguments: the plan's own, beside network and machine.
+  template <typename T, typename... Arguments>
+  void cut(const NetworkSpec& spec, const Machine<T>& machine, Arguments... arguments) {
+    blocks_ = Blocks::of(spec, machine);
+    if (blocks_.count == 1) return;
+    Machine<T> alone = machine;
+    alone.max_threads = 1;
+    const auto plan = [&](int64_t block) {
+      NetworkSpec one = spec;
+      one.head.batch = std::min(blocks_.rows, spec.head.batch - block * blocks_.rows);
+      return std::make_unique<const Plan>(one, alone, arguments..., /*cuts=*/false);
+    };
+    block_ = plan(0);
+    last_ = plan(blocks_.count - 1);
+  }
+
+  explicit operator bool() const { return block_ != nullptr; }
+  int64_t count() const { return blocks_.count; }
+  // Of a member's workspace. A smaller batch may take another form of product, and more.
+  int64_t elements() const {
+    return std::max(block_->workspace_elements(), last_->workspace_elements());
+  }
+  // take(block, its plan, where its rows lie) for this member's blocks.
+  template <typename T, typename Take>
+  void each(Member member, const NetworkSpec& spec, const NetworkMemory& whole,
+            const Take& take) const {
+    member.each_piece(blocks_.count, [&](int64_t block) {
+      NetworkMemory memory = blocks_.memory<T>(spec, whole, block);
+      take(block, block + 1 < blocks_.count ? *block_ : *last_, memory);
+    });
+  }
+  template <typename T>
+  void record(const Kernels<T>& kernels) const {
+    record_kernel<T>("blocks", kernels.isa, static_cast<int>(blocks_.rows),
+                     static_cast<int>(blocks_.count));
+  }
+
+ private:
+  Blocks blocks_;
+  std::unique_ptr<const Plan> block_, last_;
 };
 
 }  // namespace fastmlp::cpu

@@ -24,12 +24,8 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     stride = layer.out_features;
   }
   threads_ = team_size(cost, machine);
-  if (cuts) blocks_ = Blocks::of(spec, machine);
-  if (blocks_.several()) {
-    threads_ = std::min(threads_, static_cast<int>(blocks_.count));
-    block_ = blocks_.plan<ForwardPlan>(spec, machine, 0);
-    last_ = blocks_.plan<ForwardPlan>(spec, machine, blocks_.count - 1);
-  }
+  if (cuts) blocks_.cut(spec, machine);
+  if (blocks_) threads_ = std::min(threads_, static_cast<int>(blocks_.count()));
 }
 
 // A run of the plan: where everything lies.
@@ -139,14 +135,14 @@ struct ForwardPlan<T>::Run {
 
 template <typename T>
 void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const {
-  if (block_) {
+  if (blocks_) {
     blocks_.record(kernels_);
     run_team(threads_, [&](Member member) {
-      T* const own = workspace + member.index * block_elements();
-      member.each_piece(blocks_.count, [&](int64_t b) {
-        const NetworkMemory here = blocks_.memory<T>(spec_, memory, b);
-        Run(b + 1 < blocks_.count ? *block_ : *last_, here, first, own).work({0, 1});
-      });
+      T* const own = workspace + member.index * blocks_.elements();
+      blocks_.template each<T>(member, spec_, memory,
+                               [&](int64_t, const ForwardPlan& plan, const NetworkMemory& rows) {
+                                 Run(plan, rows, first, own).work({0, 1});
+                               });
     });
     return;
   }

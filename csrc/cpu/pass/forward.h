@@ -1,9 +1,6 @@
 // The whole network forward.
 #pragma once
 
-#include <algorithm>
-#include <memory>
-
 #include "cpu/pass/blocks.h"
 #include "cpu/pass/first_layer.h"
 #include "cpu/pass/machine.h"
@@ -24,17 +21,12 @@ class ForwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // What it takes beside that of FirstLayer::elements(), which comes after it.
   int64_t workspace_elements() const {
-    return block_ ? threads_ * block_elements() : 2 * scratch_ + buffers_.elements(threads_);
+    return blocks_ ? threads_ * blocks_.elements() : 2 * scratch_ + buffers_.elements(threads_);
   }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
  private:
   struct Run;
-
-  // Of a member's workspace. A smaller batch may take another form of product, and more.
-  int64_t block_elements() const {
-    return std::max(block_->workspace_elements(), last_->workspace_elements());
-  }
 
   const NetworkSpec spec_;
   const Machine<T> machine_;
@@ -44,8 +36,7 @@ class ForwardPlan {
   BufferPlan<T> buffers_;
   int64_t scratch_ = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads_ = 1;
-  Blocks blocks_;
-  std::unique_ptr<const ForwardPlan> block_, last_;  // of them, where there are several
+  BlockPlans<ForwardPlan> blocks_;  // where the batch is cut
 };
 
 }  // namespace fastmlp::cpu

@@ -95,10 +95,9 @@ void apply(const Updates& updates, double gradient_scale, int64_t max_threads) {
   run_team(team_size(elements, max_threads), [&](Member member) {
     for (const Update* const one : updates) {
       const Update& u = *one;
-      const int64_t groups = divide_up(u.elements, kernels.width);
-      const int64_t begin = member.begin(groups) * kernels.width;
-      const int64_t n = std::min(u.elements, member.end(groups) * kernels.width) - begin;
-      if (n > 0) kernels.update[u.optimizer](1, n, n, begin, u, gradient_scale);
+      const auto [begin, end] = member.vectors(u.elements, kernels.width);
+      if (const int64_t n = end - begin; n > 0)
+        kernels.update[u.optimizer](1, n, n, begin, u, gradient_scale);
     }
   });
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused import check, mlp
+from fused import check, check_threads, mlp
 from layouts import LAYOUTS, Layout
 from reference import Problem
 from torch import nn
@@ -140,13 +140,7 @@ def test_some_gradients_alone(isa: str, dtype: torch.dtype, sizes: list[int]) ->
 def test_bits_do_not_depend_on_threads(
     isa: str, dtype: torch.dtype, threads: int, batch: int
 ) -> None:
-    problem = Problem.random(batch, SIZES, dtype)
-    torch.set_num_threads(1)
-    expected = problem.run(mlp(problem)).named()
-    for count in (2, 3, 8):
-        torch.set_num_threads(count)
-        for name, tensor in problem.run(mlp(problem)).named().items():
-            assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+    check_threads(Problem.random(batch, SIZES, dtype), 2, 3, 8)
     assert blocks(isa, dtype)
 
 

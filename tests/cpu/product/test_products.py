@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fused import ISAS, forced, mlp
+from fused import ISAS, check_threads, forced, mlp
 from layouts import contiguous, offset, padded, strided, transposed
 from numerics import POISONS, kinds, places
 from processes import output, run
@@ -325,12 +325,7 @@ def test_bits_do_not_depend_on_threads(
     isa: str, dtype: torch.dtype, threads: int, batch: int, sizes: list[int]
 ) -> None:
     problem = Problem.random(batch, sizes, dtype, hidden="gelu", output="sigmoid")
-    torch.set_num_threads(1)
-    expected = problem.run(mlp(problem)).named()
-    for count in (2, 3, 4):
-        torch.set_num_threads(count)
-        for name, tensor in problem.run(mlp(problem)).named().items():
-            assert torch.equal(tensor, expected[name]), f"{name}, {count} threads"
+    check_threads(problem, 2, 3, 4)
 
 
 def test_rows_do_not_depend_on_their_place(isa: str, dtype: torch.dtype) -> None:
