@@ -40,10 +40,10 @@ struct Tuning {
   // The part of the second-level cache that a block of rows of a fills over one depth (128 rows
   // instead of 512 lost 8 %).
   double block_share = 0.5;
-  // From about so many bytes between its rows or columns on, a is copied tile by tile where enough
-  // panels reuse it (84 GFLOP/s instead of 150 for a transposed a of 1024 × 1024; at 512 × 512 the
-  // copy itself costs 5 %).
-  int64_t far_bytes = 3072, block_panels = 6;
+  // From about so many bytes between its rows, or between its columns where it is transposed, a is
+  // copied tile by tile where enough panels reuse it (84 GFLOP/s instead of 150 for a transposed a
+  // of 1024 × 1024; at 512 × 512 the copy itself costs 5 %).
+  int64_t far_rows = 3072, far_columns = 3072, block_panels = 6;
   // Rows from which on a copy of b pays that only brings its rows together, and the distance of
   // rows at whose multiples they compete for the same places of the caches, which makes two tiles
   // enough: 2.0 → 1.2 ms for 17 × 2048 × 2048.
@@ -51,7 +51,7 @@ struct Tuning {
   // Panels packed together, so that a visit to a row, a page, yields more than 200 bytes: 1.2 → 1.0
   // ms for 17 × 2048 × 2048.
   int64_t panel_group = 4;
-  // Tiles, columns of turned tiles or dot products, and elements of an outer product between two
+  // Tiles below one another, columns of turned tiles or dot products, and elements of an outer product between two
   // calls of the epilogue. After each tile alone it would wait for what the masked stores have just
   // written: 33 of 90 µs for a layer 8-8 at batch 4096.
   int64_t epilogue_tiles = 8, epilogue_columns = 64, epilogue_elements = 2048;

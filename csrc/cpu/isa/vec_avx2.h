@@ -1,10 +1,10 @@
 // AVX2 + FMA vectors; the contract stands in vec_avx512.h. Included inside a target region.
 
-// The lanes that are there. A masked store takes a dozen cycles (AMD, Zen 3), so that of a whole
-// vector is none.
+// The first lanes, which are there. A masked store takes a dozen cycles (AMD, Zen 3): vectors are
+// stored whole, or by halves, quarters and eighths.
 struct Lanes {
   __m256i bits;
-  bool whole;
+  int count;
 };
 
 template <typename T>
@@ -18,7 +18,7 @@ struct Vec<float> {
   static FASTMLP_INLINE Mask first(int64_t n) {
     return {_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
                                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
-            n == width};
+            static_cast<int>(n)};
   }
   static FASTMLP_INLINE Reg zero() { return _mm256_setzero_ps(); }
   static FASTMLP_INLINE Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -26,11 +26,19 @@ struct Vec<float> {
   static FASTMLP_INLINE Reg load(const float* p, Mask m) { return _mm256_maskload_ps(p, m.bits); }
   static FASTMLP_INLINE void store(float* p, Reg a) { _mm256_storeu_ps(p, a); }
   static FASTMLP_INLINE void store(float* p, Reg a, Mask m) {
-    if (m.whole) {
-      store(p, a);
-    } else {
-      _mm256_maskstore_ps(p, m.bits, a);
+    if (m.count == width) return store(p, a);
+    __m128 rest = _mm256_castps256_ps128(a);
+    if (m.count & 4) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(a, 1);
+      p += 4;
     }
+    if (m.count & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest);
+      p += 2;
+    }
+    if (m.count & 1) _mm_store_ss(p, rest);
   }
   static FASTMLP_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static FASTMLP_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
@@ -118,7 +126,8 @@ struct Vec<double> {
   using Mask = Lanes;
   static constexpr int width = 4;
   static FASTMLP_INLINE Mask first(int64_t n) {
-    return {_mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)), n == width};
+    return {_mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)),
+            static_cast<int>(n)};
   }
   static FASTMLP_INLINE Reg zero() { return _mm256_setzero_pd(); }
   static FASTMLP_INLINE Reg set1(double x) { return _mm256_set1_pd(x); }
@@ -126,11 +135,14 @@ struct Vec<double> {
   static FASTMLP_INLINE Reg load(const double* p, Mask m) { return _mm256_maskload_pd(p, m.bits); }
   static FASTMLP_INLINE void store(double* p, Reg a) { _mm256_storeu_pd(p, a); }
   static FASTMLP_INLINE void store(double* p, Reg a, Mask m) {
-    if (m.whole) {
-      store(p, a);
-    } else {
-      _mm256_maskstore_pd(p, m.bits, a);
+    if (m.count == width) return store(p, a);
+    __m128d rest = _mm256_castpd256_pd128(a);
+    if (m.count & 2) {
+      _mm_storeu_pd(p, rest);
+      rest = _mm256_extractf128_pd(a, 1);
+      p += 2;
     }
+    if (m.count & 1) _mm_store_sd(p, rest);
   }
   static FASTMLP_INLINE Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
   static FASTMLP_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }

@@ -84,9 +84,9 @@ FASTMLP_INLINE void add_products(typename Vec<T>::Reg (&sum)[rows][vectors], int
 }
 
 template <typename T, int rows, int vectors>
-void gemm_tile(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
-               int64_t a_col_stride, const T* b, int64_t b_stride, T* c, int64_t c_stride,
-               int64_t n, bool accumulate, T scale) {
+FASTMLP_INLINE void gemm_tile(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
+                              int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
+                              int64_t c_stride, int64_t n, bool accumulate, T scale) {
   using V = Vec<T>;
   constexpr int last = vectors - 1;
   const auto tail = V::first(n - last * V::width);
@@ -115,6 +115,19 @@ void gemm_tile(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
     if (accumulate)
       sum[i][last] = V::fma(sum[i][last], scales, V::load(out + last * V::width, tail));
     V::store(out + last * V::width, sum[i][last], tail);
+  }
+}
+
+// Tiles below one another in one call: a tile of 6 × 16 and depth 33 takes 220 cycles, and called
+// for each by itself, with what the caller works out for it, 70 more (AMD, Zen 3).
+template <typename T, int rows, int vectors>
+void gemm_tiles(int64_t tiles, int64_t a_tile_stride, int64_t k, const int32_t* list, const T* a,
+                int64_t a_row_stride, int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
+                int64_t c_stride, int64_t n, bool accumulate, T scale) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    gemm_tile<T, rows, vectors>(k, list, a + tile * a_tile_stride, a_row_stride, a_col_stride, b,
+                                b_stride, c + tile * rows * c_stride, c_stride, n, accumulate,
+                                scale);
   }
 }
 

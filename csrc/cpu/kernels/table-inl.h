@@ -4,7 +4,7 @@
 template <typename T, int rows, int max_vectors>
 void fill_gemm(Kernels<T>& table) {
   if constexpr (max_vectors > 0) {
-    table.gemm[rows][max_vectors] = gemm_tile<T, rows, max_vectors>;
+    table.gemm[rows][max_vectors] = gemm_tiles<T, rows, max_vectors>;
     fill_gemm<T, rows, max_vectors - 1>(table);
   }
 }

@@ -28,10 +28,12 @@ template <typename T>
 struct Kernels {
   // c[rows, n] = a · b, or += scale · a · b where accumulate, over a depth of k, or over the k
   // columns of a and rows of b that are listed. a is read element by element at any two strides, b
-  // by whole vectors along its rows; `vectors` covers the n columns.
-  using GemmTile = void (*)(int64_t k, const int32_t* list, const T* a, int64_t a_row_stride,
-                            int64_t a_col_stride, const T* b, int64_t b_stride, T* c,
-                            int64_t c_stride, int64_t n, bool accumulate, T scale);
+  // by whole vectors along its rows; `vectors` covers the n columns. So do `tiles` of them one
+  // below the other, whose a begin a_tile_stride apart, and whose c follow one another.
+  using GemmTiles = void (*)(int64_t tiles, int64_t a_tile_stride, int64_t k, const int32_t* list,
+                             const T* a, int64_t a_row_stride, int64_t a_col_stride, const T* b,
+                             int64_t b_stride, T* c, int64_t c_stride, int64_t n, bool accumulate,
+                             T scale);
   // c[rows, columns] = a · bᵀ, or +=, both operands read by whole vectors along k.
   using DotTile = void (*)(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                            T* c, int64_t c_stride, bool accumulate);
@@ -49,7 +51,7 @@ struct Kernels {
   const char* isa;
   int width;  // elements in a vector
   Tuning tuning;
-  GemmTile gemm[kMaxTileRows + 1][kMaxTileVectors + 1];  // [rows][vectors]; null outside of the two
+  GemmTiles gemm[kMaxTileRows + 1][kMaxTileVectors + 1];  // [rows][vectors]; null outside of the two
   DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];         // [rows][columns]
   // c[rows, n] = a[rows] · b[n], or += scale · a · b.
   void (*outer_product)(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* b, T* c,

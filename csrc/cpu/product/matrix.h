@@ -66,6 +66,8 @@ class EvenParts {
   int64_t size() const { return size_; }  // of the shorter runs
   // The longer runs first: no division, for what is asked of every tile.
   int64_t begin(int64_t part) const { return part * size_ + std::min(part, longer_); }
+  // The first run after `part` that is shorter than it, or the end.
+  int64_t end_of_equals(int64_t part) const { return part < longer_ ? longer_ : parts_; }
   // The longer runs spread among the others, so that few runs divide evenly between threads as
   // well.
   int64_t spread(int64_t part) const { return part * total_ / parts_; }

@@ -131,7 +131,7 @@ class NarrowProduct {
           const int64_t k0 = depth_.begin(part);
           const Matrix<T> b = o.b.at(from, k0);
           kernels_->gemm[rows][width / kernels_->width](
-              depth_.begin(part + 1) - k0, nullptr, b.data, b.row_stride, b.col_stride,
+              1, 0, depth_.begin(part + 1) - k0, nullptr, b.data, b.row_stride, b.col_stride,
               panels + row(panel) * k_ + k0 * width, width, to, tile_stride(), width, part > 0,
               T(1));
         }

@@ -123,8 +123,8 @@ class TiledProduct {
       const int64_t i = row(tile), rows = row(tile + 1) - i;
       for (int64_t panel = 0; panel < columns_.count(); ++panel) {
         const int64_t j = column(panel), columns = std::min(n_, column(panel + 1)) - j;
-        compute_tile(o.a.at(i, 0), o.b.at(0, j), k_, o.c + i * n_ + j, rows, columns, adds_,
-                     o.scale);
+        compute_tiles(1, 0, o.a.at(i, 0), o.b.at(0, j), k_, o.c + i * n_ + j, rows, columns, adds_,
+                      o.scale);
         done(i, rows, j, columns);
       }
     }
@@ -157,33 +157,31 @@ class TiledProduct {
                           : pack_panels_ ? Matrix<T>{panel_buffer + (j - column(packed)) * depth,
                                                      panel_width(panel), 1}
                                          : o.b.at(k0, j);
-      int64_t whole = unit;  // what the epilogue has not seen yet
-      for (; unit < panel_end; ++unit) {
-        const int64_t tile = unit - block_begin - panel * tiles;
+      while (unit < panel_end) {
+        const int64_t tile = unit - block_begin - panel * tiles, i = row(first_tile + tile);
+        const int64_t rows = row(first_tile + tile + 1) - i;
+        const int64_t count = std::min({panel_end - unit, kernels_->tuning.epilogue_tiles,
+                                        rows_.end_of_equals(first_tile + tile) - first_tile - tile});
         if (panels && panel + 1 < columns_.count())
-          prefetch_slice(panels, panel + 1, depth, tile, tiles);
-        const int64_t i = row(first_tile + tile), rows = row(first_tile + tile + 1) - i;
+          prefetch_slice(panels, panel + 1, depth, tile, tile + count, tiles);
         const Matrix<T> a =
             block ? Matrix<T>{block + tile * tile_.rows * depth, 1, tile_.rows} : o.a.at(i, k0);
-        compute_tile(a, b, depth, o.c + i * n_ + j, rows, columns, adds_ || part > 0, o.scale);
-        if (part + 1 < depth_.count() ||
-            (unit + 1 < panel_end && unit - whole < kernels_->tuning.epilogue_tiles))
-          continue;
-        const int64_t top = row(first_tile + whole - block_begin - panel * tiles);
-        done(top, i + rows - top, j, columns);
-        whole = unit + 1;
+        compute_tiles(count, block ? tile_.rows * depth : rows * a_.row_stride, a, b, depth,
+                      o.c + i * n_ + j, rows, columns, adds_ || part > 0, o.scale);
+        if (part + 1 == depth_.count()) done(i, count * rows, j, columns);
+        unit += count;
       }
     }
   }
 
   // The next panel comes from the third-level cache in slices while this one is in use: waiting for
   // it cost 15 % of a product of 1024 × 1024.
-  void prefetch_slice(const T* panels, int64_t panel, int64_t depth, int64_t slice,
+  void prefetch_slice(const T* panels, int64_t panel, int64_t depth, int64_t first, int64_t end,
                       int64_t slices) const {
     constexpr int64_t line = 64 / sizeof(T);
     const T* begin = panels + column(panel) * depth;
     const int64_t lines = divide_up(panel_width(panel) * depth, line);
-    for (int64_t l = lines * slice / slices; l < lines * (slice + 1) / slices; ++l) {
+    for (int64_t l = lines * first / slices; l < lines * end / slices; ++l) {
       __builtin_prefetch(begin + l * line, 0, 2);
     }
   }
@@ -217,9 +215,11 @@ class TiledProduct {
 
   // Whether copying a block of rows of a, tile by tile, does.
   bool block_pays(int64_t panels) const {
-    const int64_t bytes = std::max(a_.row_stride, a_.col_stride) * static_cast<int64_t>(sizeof(T));
+    constexpr auto element = static_cast<int64_t>(sizeof(T));
     const Tuning& tuning = kernels_->tuning;
-    return panels >= tuning.block_panels && k_ >= 64 && bytes >= tuning.far_bytes;
+    const bool is_far = a_.row_stride * element >= tuning.far_rows ||
+                        a_.col_stride * element >= tuning.far_columns;
+    return panels >= tuning.block_panels && k_ >= 64 && is_far;
   }
 
   void pack_block(T* block, const Matrix<T>& a, int64_t first_tile, int64_t tiles, int64_t k0,
@@ -265,17 +265,18 @@ class TiledProduct {
     }
   }
 
-  // In one chain where c is added to: each would round it anew.
-  void compute_tile(Matrix<T> a, Matrix<T> b, int64_t depth, T* c, int64_t rows, int64_t columns,
-                    bool accumulate, T scale) const {
+  // Tiles below one another. In one chain where c is added to: each would round it anew.
+  void compute_tiles(int64_t tiles, int64_t a_tile_stride, Matrix<T> a, Matrix<T> b, int64_t depth,
+                     T* c, int64_t rows, int64_t columns, bool accumulate, T scale) const {
     record_kernel<T>("gemm", kernels_->isa, tile_.rows, tile_.vectors * kernels_->width);
     const auto gemm = kernels_->gemm[rows][divide_up(columns, kernels_->width)];
     const EvenParts chains(
         depth, adds_ ? 1 : std::max<int64_t>(1, divide_up(depth, kernels_->tuning.chain)));
     for (int64_t chain = 0; chain < chains.count(); ++chain) {
       const int64_t k = chains.begin(chain);
-      gemm(chains.begin(chain + 1) - k, nullptr, a.at(0, k).data, a.row_stride, a.col_stride,
-           b.at(k, 0).data, b.row_stride, c, n_, columns, accumulate || chain > 0, scale);
+      gemm(tiles, a_tile_stride, chains.begin(chain + 1) - k, nullptr, a.at(0, k).data,
+           a.row_stride, a.col_stride, b.at(k, 0).data, b.row_stride, c, n_, columns,
+           accumulate || chain > 0, scale);
     }
   }
 
