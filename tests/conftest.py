@@ -31,6 +31,7 @@ def pytest_configure() -> None:
     # A shell's job in the background ignores SIGINT, and so would all that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _C.set_teams_bend(False)  # tests of several threads want them, whatever else runs
+    _C.allow_library(False)  # tests of large products want ours
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 

@@ -1,6 +1,8 @@
 // The CPU behind the seam.
 #include "backend.h"
 
+#include <ATen/Context.h>
+
 #include "cpu/max_threads.h"
 #include "cpu/memory.h"
 #include "cpu/noise.h"
@@ -17,6 +19,13 @@ Matrix<T> input_of(const NetworkSpec& spec, const NetworkMemory& memory) {
   return {static_cast<const T*>(memory.input), spec.head.input_stride, 1};
 }
 
+// As the caller finds it: with the library's products unless torch is asked for bits that depend on
+// nothing but the input.
+template <typename T>
+Machine<T> machine() {
+  return {max_threads(), library_allowed() && !at::globalContext().deterministicAlgorithms()};
+}
+
 class CpuBackend final : public Backend {
  public:
   bool takes(at::ScalarType dtype) const override {
@@ -30,7 +39,7 @@ class CpuBackend final : public Backend {
   void forward(const NetworkSpec& spec, const NetworkMemory& memory) const override {
     dispatch(spec.head.dtype, [&](auto zero) {
       using T = decltype(zero);
-      const auto plan = forward_plan<T>(spec, Machine<T>(max_threads()));
+      const auto plan = forward_plan<T>(spec, machine<T>());
       FirstLayer<T> first(plan->sparse(), input_of<T>(spec, memory));
       Workspace<T> workspace(plan->workspace_elements() + first.elements());
       plan->run(memory, first, workspace.data());
@@ -40,19 +49,20 @@ class CpuBackend final : public Backend {
   void backward(const NetworkSpec& spec, const NetworkMemory& memory) const override {
     dispatch(spec.head.dtype, [&](auto zero) {
       using T = decltype(zero);
-      const Machine<T> machine(max_threads());
-      auto plan = backward_plan<T>(spec, machine, false);
+      const Machine<T> present = machine<T>();
+      auto plan = backward_plan<T>(spec, present, false);
       const std::shared_ptr<const BackwardPlan<T>> dense = plan;  // whose sparse plan `first` reads
       FirstLayer<T> first(dense->sparse(), input_of<T>(spec, memory));
-      if (first.looks_at_input()) plan = backward_plan<T>(spec, machine, true);
+      if (first.looks_at_input()) plan = backward_plan<T>(spec, present, true);
       Workspace<T> workspace(plan->workspace_elements() + first.elements());
       plan->run(memory, first, false, workspace.data());
     });
   }
 
   void run_steps(const StepArguments& arguments, StepFeed& feed) const override {
-    dispatch(arguments.network.head.dtype,
-             [&](auto zero) { cpu::run_steps<decltype(zero)>(arguments, feed, max_threads()); });
+    dispatch(arguments.network.head.dtype, [&](auto zero) {
+      cpu::run_steps(arguments, feed, machine<decltype(zero)>());
+    });
   }
 
   void gather(Dtype dtype, const void* from, int64_t stride, const int64_t* rows, int64_t count,

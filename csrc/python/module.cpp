@@ -14,6 +14,7 @@
 #include "cpu/kernels/table.h"
 #include "cpu/memory.h"
 #include "cpu/peak.h"
+#include "cpu/product/library.h"
 #include "cpu/product/matrix.h"
 #include "cpu/record.h"
 #include "cpu/team.h"
@@ -274,6 +275,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   };
   m.def("get_isa", [=] { return as_runtime_error([] { return cpu::get_isa(); }); });
   m.def("set_isa", [=](const std::string& name) { as_runtime_error([&] { cpu::set_isa(name); }); });
+  m.def("allow_library", cpu::allow_library);
+  m.def("get_tuning", cpu::get_tuning);
+  m.def("set_tuning", cpu::set_tuning);
   m.def("second_level_cache_bytes",
         [=] { return as_runtime_error([] { return cpu::second_level_cache_bytes(); }); });
   m.def("set_second_level_cache_bytes", cpu::set_second_level_cache_bytes);

@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <stdexcept>
+#include <type_traits>
 
 #include "cpu/isa/target.h"
 
@@ -67,6 +69,45 @@ std::atomic<const Isa*>& current() {
   return isa;
 }
 
+// The kernels in use with another tuning; null: with their own.
+template <typename T>
+std::atomic<const Kernels<T>*>& retuned() {
+  static std::atomic<const Kernels<T>*> kernels{nullptr};
+  return kernels;
+}
+
+// take(name, number) for each number that may be another while the program runs.
+template <typename Take>
+void each_number(Tuning& t, const Take& take) {
+#define FASTMLP_TAKE(number) take(#number, t.number)
+  FASTMLP_TAKE(multiplications_per_thread);
+  FASTMLP_TAKE(elements_per_thread);
+  FASTMLP_TAKE(block_depth);
+  FASTMLP_TAKE(chain);
+  FASTMLP_TAKE(block_share);
+  FASTMLP_TAKE(far_rows);
+  FASTMLP_TAKE(far_columns);
+  FASTMLP_TAKE(block_panels);
+  FASTMLP_TAKE(packed_rows);
+  FASTMLP_TAKE(aliased_bytes);
+  FASTMLP_TAKE(panel_group);
+  FASTMLP_TAKE(epilogue_tiles);
+  FASTMLP_TAKE(epilogue_columns);
+  FASTMLP_TAKE(epilogue_elements);
+  FASTMLP_TAKE(dot_depth);
+  FASTMLP_TAKE(turned_peak);
+  FASTMLP_TAKE(dot_peak);
+  FASTMLP_TAKE(few_dots_peak);
+  FASTMLP_TAKE(parameters_share);
+  FASTMLP_TAKE(block_rows);
+  FASTMLP_TAKE(least_blocks);
+  FASTMLP_TAKE(most_blocks);
+  FASTMLP_TAKE(library_multiplications);
+  FASTMLP_TAKE(library_columns);
+  FASTMLP_TAKE(library_least);
+#undef FASTMLP_TAKE
+}
+
 }  // namespace
 
 std::vector<std::string> compiled_isas() {
@@ -84,15 +125,56 @@ std::vector<std::string> available_isas() {
 }
 
 std::string get_isa() { return current().load()->name; }
-void set_isa(const std::string& name) { current().store(&find(name)); }
+void set_isa(const std::string& name) {
+  current().store(&find(name));
+  set_tuning({});
+}
 
 template <>
 const Kernels<float>& active_kernels<float>() {
-  return current().load(std::memory_order_relaxed)->float_kernels();
+  const Kernels<float>* const other = retuned<float>().load(std::memory_order_acquire);
+  return other ? *other : current().load(std::memory_order_relaxed)->float_kernels();
 }
 template <>
 const Kernels<double>& active_kernels<double>() {
-  return current().load(std::memory_order_relaxed)->double_kernels();
+  const Kernels<double>* const other = retuned<double>().load(std::memory_order_acquire);
+  return other ? *other : current().load(std::memory_order_relaxed)->double_kernels();
+}
+
+std::map<std::string, double> get_tuning() {
+  std::map<std::string, double> values;
+  Tuning tuning = active_kernels<float>().tuning;
+  each_number(tuning, [&](const char* name, auto& value) { values[name] = double(value); });
+  return values;
+}
+
+void set_tuning(const std::map<std::string, double>& values) {
+  // Plans that were made with the tables replaced here may still run: all tables are kept.
+  if (values.empty()) {
+    retuned<float>().store(nullptr);
+    retuned<double>().store(nullptr);
+    return;
+  }
+  auto floats = std::make_unique<Kernels<float>>(current().load()->float_kernels());
+  auto doubles = std::make_unique<Kernels<double>>(current().load()->double_kernels());
+  for (const auto& [name, value] : values) {
+    if (!(value > 0))
+      throw std::invalid_argument("expected a positive number for '" + name + "', got " +
+                                  std::to_string(value));
+    bool found = false;
+    each_number(floats->tuning, [&, name = name, value = value](const char* one, auto& number) {
+      if (name != one) return;
+      number = static_cast<std::decay_t<decltype(number)>>(value);
+      found = true;
+    });
+    if (!found) throw std::invalid_argument("nothing is tuned by '" + name + "'");
+  }
+  if (floats->tuning.block_depth > kMaxBlockDepth)
+    throw std::invalid_argument("expected a block_depth of " + std::to_string(kMaxBlockDepth) +
+                                " at most");
+  doubles->tuning = floats->tuning;
+  retuned<float>().store(floats.release());
+  retuned<double>().store(doubles.release());
 }
 
 }  // namespace fastmlp::cpu

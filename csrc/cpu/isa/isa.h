@@ -2,6 +2,7 @@
 // one is in use.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,12 @@ std::string get_isa();
 // Takes effect for the calls that begin after it. Throws std::invalid_argument for a name that is
 // unknown or unavailable.
 void set_isa(const std::string& name);
+
+// What the kernels in use are tuned by, by name (but for the shapes of tiles, which are compiled),
+// and other values in their place: for measuring. Lasts until the next call, or set_isa(). Throws
+// std::invalid_argument for another name, or a number that is not positive.
+std::map<std::string, double> get_tuning();
+void set_tuning(const std::map<std::string, double>& values);
 
 // The kernels in use. The first call reads FASTMLP_ISA and throws as set_isa does.
 template <typename T>

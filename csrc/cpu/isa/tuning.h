@@ -67,6 +67,11 @@ struct Tuning {
   double parameters_share = 0.125;
   int64_t block_rows = 192, least_blocks = 4, most_blocks = 128;
 
+  // Products of so many multiplications and columns, of as many rows and terms as `library_least`,
+  // are the BLAS library's (library.h).
+  double library_multiplications = 0;
+  int64_t library_columns = 0, library_least = 0;
+
   // Rows of b that are no neighbours are no pattern that the processor fetches ahead by itself: up
   // to 1.9 times as fast at 8 × 2048 × 2048 where the tile does it. Packed ones are, and lose by
   // it.

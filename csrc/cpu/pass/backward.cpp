@@ -1,7 +1,6 @@
 #include "cpu/pass/backward.h"
 
 #include <algorithm>
-#include <tuple>
 
 #include "network/optimizers.h"
 
@@ -44,12 +43,16 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     const int64_t stride = grad_stride(l);
     weight_products_.push_back({kernels_,
                                 {trains ? n : 0, k, batch, {1, stride}, {input_stride(l), 1}},
+                                machine.may_use_library,
                                 layer(l).weight_gradient == Gradient::added});
     input_products_.push_back(
         {kernels_,
-         {needs_input_gradient(l) ? batch : 0, k, n, {stride, 1}, {layer(l).weight_stride, 1}}});
+         {needs_input_gradient(l) ? batch : 0, k, n, {stride, 1}, {layer(l).weight_stride, 1}},
+         machine.may_use_library});
     buffers_.add_product(weight_products_.back());
     buffers_.add_product(input_products_.back());
+    uses_library_ = uses_library_ || weight_products_.back().is_by_library() ||
+                    input_products_.back().is_by_library();
   }
   threads_ = team_size(cost, machine);
   if (layer(0).weight_gradient != Gradient::none) {
@@ -61,7 +64,7 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     // The row of db, after dz.
     scratch_ = std::max(scratch_, aligned<T>((batch + 1) * layer(0).out_features));
   }
-  if (cuts && first_ < layers_) blocks_.cut(spec, machine, false);
+  if (cuts && !uses_library_ && first_ < layers_) blocks_.cut(spec, machine, false);
   if (blocks_) {
     threads_ = std::min(threads_, static_cast<int>(blocks_.count()));
     each_gradient(spec_,
@@ -111,37 +114,42 @@ struct BackwardPlan<T>::Run {
     return static_cast<const T*>(l > 0 ? memory.layers[l - 1].output : memory.input);
   }
 
-  void work(Member member) const {
+  template <typename Stages>
+  void work(const Stages& stages) const {
     const bool skips = plan.skips_background_;
     if (looks) {
-      first.input().scan(member);
-      member.wait();
+      stages.run([&](Member member) { first.input().scan(member); });
+      stages.wait();
     }
-    if (skips) first.input().scan_features(member);
-    if (through_output(member) || skips) member.wait();
+    const bool is_given = plan.is_given(plan.layers_ - 1);
+    if (skips || !is_given) {
+      stages.run([&](Member member) {
+        if (skips) first.input().scan_features(member);
+        if (!is_given) through_output(member);
+      });
+      stages.wait();
+    }
     if (panels && panels->is_ahead && !first.input().gradient_pays()) {
-      panels->unpack(member);
-      member.wait();
+      stages.run([&](Member member) { panels->unpack(member); });
+      stages.wait();
     }
     // A layer's weight may change once all members have used it for dx: one layer later.
     for (int64_t l = plan.layers_ - 1; l >= plan.first_; --l) {
-      if (plan.needs_input_gradient(l)) compute_input(l, member);
-      if (l + 1 < plan.layers_) compute_parameters(l + 1, member);
-      if (plan.needs_input_gradient(l)) member.wait();
+      if (plan.needs_input_gradient(l)) compute_input(l, stages);
+      if (l + 1 < plan.layers_) compute_parameters(l + 1, stages);
+      if (plan.needs_input_gradient(l)) stages.wait();
     }
-    compute_parameters(plan.first_, member);
+    compute_parameters(plan.first_, stages);
   }
 
-  // dL/dz of the last layer. Whether there was anything to do.
-  bool through_output(Member member) const {
+  // dL/dz of the last layer.
+  void through_output(Member member) const {
     const int64_t last = plan.layers_ - 1, batch = plan.spec_.head.batch;
-    if (plan.is_given(last)) return false;
     const int64_t n = plan.layer(last).out_features, begin = member.begin(batch);
     const int64_t rows = member.end(batch) - begin, stride = plan.spec_.head.grad_output_stride;
     const bool flat = stride == n;  // one long row then
     through_activation(last, flat ? 1 : rows, flat ? rows * n : n, grad_output() + begin * stride,
                        stride, begin * n, scratch_of(last) + begin * n);
-    return true;
   }
 
   // dL/dz of a piece that lies `at` in the layer's output, from dL/dy of it.
@@ -182,39 +190,54 @@ struct BackwardPlan<T>::Run {
   }
 
   // dW = dzᵀ · x and db = the column sums of dz, and what becomes of them.
-  void compute_parameters(int64_t l, Member member) const {
+  template <typename Stages>
+  void compute_parameters(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.layer(l);
-    const LayerMemory& to = memory.layers[l];
-    const int64_t n = layer.out_features, k = layer.in_features, stride = plan.grad_stride(l);
-    const T* const dz = grad_sums(l);
-    const bool trains_bias = layer.bias_gradient != Gradient::none;
-    T* const grad_bias = static_cast<T*>(to.bias_gradient);
-    const bool updates = layer.weight_gradient == Gradient::written && to.weight_update;
+    const Update* const u =
+        layer.weight_gradient == Gradient::written ? memory.layers[l].weight_update : nullptr;
+    const int64_t k = layer.in_features;
     const auto weight_done = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-      if (updates) update(*to.weight_update, i * k + j, rows, columns, k);
+      if (u) update(*u, i * k + j, rows, columns, k);
     };
-    int64_t begin, end;  // the outputs whose bias is this member's
     if (l == 0 && plan.skips_background_ && first.input().gradient_pays()) {
-      const SparseInput<T>& x = first.input();
-      begin = x.begin(member), end = x.end(member);
-      T* const sums = scratch_of(l) + plan.spec_.head.batch * n;
-      if (begin < end) sum_columns(l, begin, end, sums);
-      x.gradient(member, {dz, stride, 1}, panels ? panels->panels : nullptr,
-                 panels ? weight_scale(l) : T(1), plan.buffers_.of(buffers, member),
-                 panels && panels->may_be_ahead ? nullptr : weight_sum(l),
-                 [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, k); });
-      if (trains_bias) std::copy(sums + begin, sums + end, grad_bias + begin);
-    } else {
-      if (layer.weight_gradient != Gradient::none) {
-        plan.weight_products_[l - plan.first_].compute(
-            member, {dz, input(l), weight_sum(l), weight_scale(l)},
-            plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers), weight_done);
-      }
-      std::tie(begin, end) = member.vectors(n, plan.kernels_.width);
-      if (trains_bias && begin < end) sum_columns(l, begin, end, grad_bias);
+      stages.run([&](Member member) { compute_sparse(member, weight_done); });
+      return;
     }
-    if (trains_bias && to.bias_update && begin < end)
-      update(*to.bias_update, begin, 1, end - begin, n);
+    if (layer.weight_gradient != Gradient::none) {
+      plan.buffers_.compute(stages, plan.weight_products_[l - plan.first_],
+                    {grad_sums(l), input(l), weight_sum(l), weight_scale(l)}, buffers, weight_done);
+    }
+    if (layer.bias_gradient == Gradient::none) return;
+    stages.run([&](Member member) {
+      const auto [begin, end] = member.vectors(layer.out_features, plan.kernels_.width);
+      if (begin >= end) return;
+      sum_columns(l, begin, end, static_cast<T*>(memory.layers[l].bias_gradient));
+      update_bias(l, begin, end);
+    });
+  }
+
+  // The first layer's, over what differs from the background of its input.
+  template <typename Done>
+  void compute_sparse(Member member, const Done& weight_done) const {
+    const LayerSpec& layer = plan.layer(0);
+    const SparseInput<T>& x = first.input();
+    const int64_t n = layer.out_features;
+    const int64_t begin = x.begin(member), end = x.end(member);  // the outputs that are its own
+    T* const sums = scratch_of(0) + plan.spec_.head.batch * n;
+    if (begin < end) sum_columns(0, begin, end, sums);
+    x.gradient(member, {grad_sums(0), plan.grad_stride(0), 1}, panels ? panels->panels : nullptr,
+               panels ? weight_scale(0) : T(1), plan.buffers_.of(buffers, member),
+               panels && panels->may_be_ahead ? nullptr : weight_sum(0),
+               [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, layer.in_features); });
+    if (layer.bias_gradient == Gradient::none || begin >= end) return;
+    std::copy(sums + begin, sums + end,
+              static_cast<T*>(memory.layers[0].bias_gradient) + begin);
+    update_bias(0, begin, end);
+  }
+
+  void update_bias(int64_t l, int64_t begin, int64_t end) const {
+    if (const Update* const u = memory.layers[l].bias_update)
+      update(*u, begin, 1, end - begin, plan.layer(l).out_features);
   }
 
   // db
@@ -224,7 +247,8 @@ struct BackwardPlan<T>::Run {
   }
 
   // dx = dz · W, which becomes the dz of the layer below in the epilogue.
-  void compute_input(int64_t l, Member member) const {
+  template <typename Stages>
+  void compute_input(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.layer(l);
     const bool below = l > plan.first_;
     T* const grad = below ? scratch_of(l - 1) : static_cast<T*>(memory.grad_input);
@@ -233,9 +257,9 @@ struct BackwardPlan<T>::Run {
     const T* const added = given_skipped ? grad_output() : skipped;
     const int64_t n = layer.in_features,
                   added_stride = given_skipped ? plan.spec_.head.grad_output_stride : n;
-    plan.input_products_[l - plan.first_].compute(
-        member, {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad},
-        plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers),
+    plan.buffers_.compute(
+        stages, plan.input_products_[l - plan.first_],
+        {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad}, buffers,
         [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
           const int64_t at = i * n + j;
           T* dy = grad + at;
@@ -257,7 +281,11 @@ void BackwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, boo
   if (first_ == layers_) return;
   if (blocks_) return run_blocks(memory, first, workspace);
   const Run run(*this, memory, first, has_looked, workspace);
-  run_team(threads_, [&run](Member member) { run.work(member); });
+  if (uses_library_) {
+    run.work(StageByStage(threads_));
+  } else {
+    run_team(threads_, [&run](Member member) { run.work(InTeam(member)); });
+  }
   if (run.panels) run.panels->is_ahead = run.panels->may_be_ahead && first.input().gradient_pays();
 }
 
@@ -279,7 +307,7 @@ void BackwardPlan<T>::run_blocks(const NetworkMemory& memory, FirstLayer<T>& fir
                                  (is_bias ? layer.bias_update : layer.weight_update) = nullptr;
                                  next += aligned<T>(elements);
                                });
-                               Run(plan, rows, first, true, own).work({0, 1});
+                               Run(plan, rows, first, true, own).work(InTeam({0, 1}));
                              });
     member.wait();
     int64_t at = 0;

@@ -4,6 +4,7 @@
 #include "cpu/pass/blocks.h"
 #include "cpu/pass/first_layer.h"
 #include "cpu/pass/machine.h"
+#include "cpu/pass/stages.h"
 #include "cpu/product/product.h"
 #include "network/network.h"
 
@@ -59,6 +60,7 @@ class BackwardPlan {
   BufferPlan<T> buffers_;
   int64_t scratch_ = 0, skipped_elements_ = 0;
   int threads_ = 1;
+  bool uses_library_ = false;
   BlockPlans<BackwardPlan> blocks_;  // where the batch is cut
   int64_t gradients_ = 0;            // elements of a block's
 };

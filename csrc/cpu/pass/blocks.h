@@ -80,6 +80,7 @@ class BlockPlans {
     if (blocks_.count == 1) return;
     Machine<T> alone = machine;
     alone.max_threads = 1;
+    alone.may_use_library = false;
     const auto plan = [&](int64_t block) {
       NetworkSpec one = spec;
       one.head.batch = std::min(blocks_.rows, spec.head.batch - block * blocks_.rows);

@@ -19,12 +19,14 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     if (!layer.keeps_output) scratch_ = std::max(scratch_, aligned<T>(batch * layer.out_features));
     products_.push_back(
         {kernels_,
-         {batch, layer.out_features, layer.in_features, {stride, 1}, {1, layer.weight_stride}}});
+         {batch, layer.out_features, layer.in_features, {stride, 1}, {1, layer.weight_stride}},
+         machine.may_use_library});
     buffers_.add_product(products_.back());
+    uses_library_ = uses_library_ || products_.back().is_by_library();
     stride = layer.out_features;
   }
   threads_ = team_size(cost, machine);
-  if (cuts) blocks_.cut(spec, machine);
+  if (cuts && !uses_library_) blocks_.cut(spec, machine);
   if (blocks_) threads_ = std::min(threads_, static_cast<int>(blocks_.count()));
 }
 
@@ -60,22 +62,23 @@ struct ForwardPlan<T>::Run {
     return l > 0 ? plan.spec_.layers[l].in_features : plan.spec_.head.input_stride;
   }
 
-  void work(Member member) const {
+  template <typename Stages>
+  void work(const Stages& stages) const {
     if (first.looks_at_input()) {
-      first.input().scan(member);
-      member.wait();
+      stages.run([&](Member member) { first.input().scan(member); });
+      stages.wait();
     }
     PanelWeight<T>* const panels = first.panel_weight();
     if (panels && panels->is_ahead && !first.is_sparse()) {
-      panels->unpack(member);
-      member.wait();
+      stages.run([&](Member member) { panels->unpack(member); });
+      stages.wait();
     }
     for (int64_t l = 0; l < plan.products_.size(); ++l) {
-      if (l > 0) member.wait();
+      if (l > 0) stages.wait();
       if (l == 0 && first.is_sparse()) {
-        compute_sparse(member);
+        stages.run([&](Member member) { compute_sparse(member); });
       } else {
-        compute(l, member);
+        compute(l, stages);
       }
     }
   }
@@ -92,7 +95,8 @@ struct ForwardPlan<T>::Run {
                           });
   }
 
-  void compute(int64_t l, Member member) const {
+  template <typename Stages>
+  void compute(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.spec_.layers[l];
     const T* const bias = static_cast<const T*>(memory.layers[l].bias);
     const int64_t n = layer.out_features, stride = input_stride(l);
@@ -101,9 +105,9 @@ struct ForwardPlan<T>::Run {
     T repeated[kRun];
     const bool column = n == 1;
     if (column && bias) std::fill(repeated, repeated + kRun, *bias);
-    plan.products_[l].compute(
-        member, {input(l), static_cast<const T*>(memory.layers[l].weight), layers[l].sums},
-        plan.buffers_.of(buffers, member), plan.buffers_.shared(buffers),
+    plan.buffers_.compute(
+        stages, plan.products_[l],
+        {input(l), static_cast<const T*>(memory.layers[l].weight), layers[l].sums}, buffers,
         [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
           if (!column) {
             finish(l, rows, columns, n, i * n + j, i * stride + j, stride,
@@ -141,13 +145,17 @@ void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* w
       T* const own = workspace + member.index * blocks_.elements();
       blocks_.template each<T>(member, spec_, memory,
                                [&](int64_t, const ForwardPlan& plan, const NetworkMemory& rows) {
-                                 Run(plan, rows, first, own).work({0, 1});
+                                 Run(plan, rows, first, own).work(InTeam({0, 1}));
                                });
     });
     return;
   }
   const Run run(*this, memory, first, workspace);
-  run_team(threads_, [&run](Member member) { run.work(member); });
+  if (uses_library_) {
+    run.work(StageByStage(threads_));
+  } else {
+    run_team(threads_, [&run](Member member) { run.work(InTeam(member)); });
+  }
   if (first.panel_weight() && !first.is_sparse()) first.panel_weight()->is_ahead = false;
 }
 

@@ -4,6 +4,7 @@
 #include "cpu/pass/blocks.h"
 #include "cpu/pass/first_layer.h"
 #include "cpu/pass/machine.h"
+#include "cpu/pass/stages.h"
 #include "cpu/product/product.h"
 #include "network/network.h"
 
@@ -36,6 +37,7 @@ class ForwardPlan {
   BufferPlan<T> buffers_;
   int64_t scratch_ = 0;  // elements of one of the two buffers for outputs that nobody keeps
   int threads_ = 1;
+  bool uses_library_ = false;
   BlockPlans<ForwardPlan> blocks_;  // where the batch is cut
 };
 

@@ -16,11 +16,13 @@ struct Machine {
   const Kernels<T>* kernels = &active_kernels<T>();
   int64_t cache_bytes = second_level_cache_bytes();
   int64_t max_threads = 1;
+  bool may_use_library = false;
 
-  explicit Machine(int64_t threads) : max_threads(threads) {}
+  Machine(int64_t threads, bool may_use_library)
+      : max_threads(threads), may_use_library(may_use_library) {}
   bool operator==(const Machine& other) const {
     return kernels == other.kernels && cache_bytes == other.cache_bytes &&
-           max_threads == other.max_threads;
+           max_threads == other.max_threads && may_use_library == other.may_use_library;
   }
 };
 
@@ -52,6 +54,16 @@ class BufferPlan {
   int64_t elements(int threads) const { return shared_ + own_ * threads; }
   T* shared(T* begin) const { return begin; }
   T* of(T* begin, Member member) const { return begin + shared_ + member.index * own_; }
+
+  // The product with this buffer, in the way that the pass is shared out (stages.h).
+  template <typename Stages, typename Product, typename Done>
+  void compute(const Stages& stages, const Product& product, const ProductMemory<T>& memory,
+               T* begin, const Done& done) const {
+    if (product.is_by_library()) return product.compute_by_library(stages, memory, done);
+    stages.run([&](Member member) {
+      product.compute(member, memory, of(begin, member), shared(begin), done);
+    });
+  }
 
  private:
   int64_t own_ = 0, shared_ = 0;

@@ -18,8 +18,8 @@ namespace {
 template <typename T>
 class Steps {
  public:
-  Steps(const StepArguments& arguments, int64_t max_threads)
-      : arguments_(arguments), machine_(max_threads), memory_(arguments.memory) {}
+  Steps(const StepArguments& arguments, const Machine<T>& machine)
+      : arguments_(arguments), machine_(machine), memory_(arguments.memory) {}
   ~Steps() {
     if (panels_.panels) panels_.flush(static_cast<int>(machine_.max_threads));
   }
@@ -171,13 +171,13 @@ LossResult Steps<T>::step(StepBatch& batch) {
 }  // namespace
 
 template <typename T>
-void run_steps(const StepArguments& arguments, StepFeed& feed, int64_t max_threads) {
-  Steps<T> steps(arguments, max_threads);
+void run_steps(const StepArguments& arguments, StepFeed& feed, const Machine<T>& machine) {
+  Steps<T> steps(arguments, machine);
   StepBatch batch;
   while (feed.next(batch)) feed.done(steps.step(batch));
 }
 
-template void run_steps<float>(const StepArguments&, StepFeed&, int64_t);
-template void run_steps<double>(const StepArguments&, StepFeed&, int64_t);
+template void run_steps(const StepArguments&, StepFeed&, const Machine<float>&);
+template void run_steps(const StepArguments&, StepFeed&, const Machine<double>&);
 
 }  // namespace fastmlp::cpu

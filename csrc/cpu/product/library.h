@@ -1,0 +1,31 @@
+// Products by the BLAS library that torch itself uses: the large ones, where it is faster than the
+// tiles here. Its bits may depend on the number of threads, so it is left alone where torch is
+// asked for deterministic algorithms.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/kernels/table.h"
+#include "cpu/product/matrix.h"
+
+namespace fastmlp::cpu {
+
+// Whether it is faster on this processor.
+template <typename T>
+bool library_pays(const Kernels<T>& kernels, const ProductShape& shape) {
+  const double multiplications =
+      static_cast<double>(shape.m) * static_cast<double>(shape.n) * static_cast<double>(shape.k);
+  const Tuning& tuning = kernels.tuning;
+  return multiplications >= tuning.library_multiplications && shape.n >= tuning.library_columns &&
+         std::min(shape.m, shape.k) >= tuning.library_least;
+}
+
+// Whether anybody may have it: off, all products are ours. For tests of those.
+bool library_allowed();
+void allow_library(bool on);
+
+// c = a · b, or c += scale · a · b where it adds, by as many threads as torch uses.
+template <typename T>
+void multiply_by_library(const ProductShape& shape, const ProductMemory<T>& memory, bool adds);
+
+}  // namespace fastmlp::cpu
