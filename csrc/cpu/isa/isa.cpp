@@ -95,6 +95,7 @@ void each_number(Tuning& t, const Take& take) {
   FASTMLP_TAKE(epilogue_columns);
   FASTMLP_TAKE(epilogue_elements);
   FASTMLP_TAKE(dot_depth);
+  FASTMLP_TAKE(turned_tiles);
   FASTMLP_TAKE(turned_peak);
   FASTMLP_TAKE(dot_peak);
   FASTMLP_TAKE(few_dots_peak);

@@ -55,6 +55,9 @@ struct Tuning {
   // calls of the epilogue. After each tile alone it would wait for what the masked stores have just
   // written: 33 of 90 µs for a layer 8-8 at batch 4096.
   int64_t epilogue_tiles = 8, epilogue_columns = 64, epilogue_elements = 2048;
+  // Tiles of a turned product below one another: they and a panel, over one chain, fit the
+  // first-level cache.
+  int64_t turned_tiles = 4;
   // Terms of a tile of dot products: its rows of b are 20 KiB of float.
   int64_t dot_depth = 1024;
   // Fractions of the peak that turned tiles reach at most, dot products, and those of few rows.

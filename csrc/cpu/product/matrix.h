@@ -64,6 +64,7 @@ class EvenParts {
   int64_t count() const { return parts_; }
   int64_t total() const { return total_; }
   int64_t size() const { return size_; }  // of the shorter runs
+  int64_t longest() const { return size_ + (longer_ > 0); }
   // The longer runs first: no division, for what is asked of every tile.
   int64_t begin(int64_t part) const { return part * size_ + std::min(part, longer_); }
   // The first run after `part` that is shorter than it, or the end.

@@ -66,8 +66,9 @@ class NarrowProduct {
     for (int64_t first = begin; first < end; first += step) {
       const int64_t last = std::min(first + step, end);
       if (turned_) {
-        for (int64_t pair = first; pair < last; pair += 2)
-          turn(o, panels, tile, pair, std::min(pair + 2, last));
+        const int64_t group = kernels_->tuning.turned_tiles;
+        for (int64_t feature = first; feature < last; feature += group)
+          turn(o, panels, tile, feature, std::min(feature + group, last));
       } else {
         for (int64_t feature = first; feature < last; ++feature) dot(o, feature);
       }
@@ -103,7 +104,9 @@ class NarrowProduct {
   }
 
   int64_t tile_stride() const { return panels_.total() * kernels_->width; }
-  int64_t tile_elements() const { return 2 * kernels_->tuning.many_rows.rows * tile_stride(); }
+  int64_t tile_elements() const {
+    return kernels_->tuning.turned_tiles * features_.longest() * tile_stride();
+  }
   int64_t row(int64_t panel) const { return panels_.begin(panel) * kernels_->width; }
   int64_t panel_width(int64_t panel) const { return row(panel + 1) - row(panel); }
   int64_t panel_rows(int64_t panel) const { return std::min(turned_, row(panel + 1)) - row(panel); }
@@ -116,28 +119,31 @@ class NarrowProduct {
     }
   }
 
-  // The columns of two tiles, which fill a cache line of each row of c where they are aligned. All
-  // that reads the rows of b does so while they are in the first-level cache.
+  // The columns of some tiles, which fill cache lines of each row of c where they are aligned. Part
+  // by part of the depth, so that what is read of b stays in the first-level cache for all panels,
+  // and of a panel for all tiles.
   void turn(const Operands& o, const T* panels, T* tile, int64_t first, int64_t last) const {
     const int64_t j = features_.begin(first), columns = features_.begin(last) - j;
-    for (int64_t feature = first; feature < last; ++feature) {
-      const int64_t from = features_.begin(feature), rows = features_.begin(feature + 1) - from;
+    for (int64_t part = 0; part < depth_.count(); ++part) {
+      const int64_t k0 = depth_.begin(part), depth = depth_.begin(part + 1) - k0;
       for (int64_t panel = 0; panel < panels_.count(); ++panel) {
         const int64_t width = panel_width(panel);
-        T* const to = tile + (from - j) * tile_stride() + row(panel);
         record_kernel<T>("turned", kernels_->isa, kernels_->tuning.many_rows.rows,
                          kernels_->tuning.many_rows.vectors * kernels_->width);
-        for (int64_t part = 0; part < depth_.count(); ++part) {
-          const int64_t k0 = depth_.begin(part);
+        for (int64_t feature = first; feature < last;) {
+          const int64_t end = std::min(last, features_.end_of_equals(feature));
+          const int64_t from = features_.begin(feature),
+                        rows = features_.begin(feature + 1) - from;
           const Matrix<T> b = o.b.at(from, k0);
           kernels_->gemm[rows][width / kernels_->width](
-              1, 0, depth_.begin(part + 1) - k0, nullptr, b.data, b.row_stride, b.col_stride,
-              panels + row(panel) * k_ + k0 * width, width, to, tile_stride(), width, part > 0,
-              T(1));
+              end - feature, rows * b.row_stride, depth, nullptr, b.data, b.row_stride,
+              b.col_stride, panels + row(panel) * k_ + k0 * width, width,
+              tile + (from - j) * tile_stride() + row(panel), tile_stride(), width, part > 0, T(1));
+          feature = end;
         }
       }
-      dot(o, feature);
     }
+    for (int64_t feature = first; feature < last; ++feature) dot(o, feature);
     kernels_->pack_transposed(columns, turned_, tile, tile_stride(), o.c + j, n_, columns);
   }
 
