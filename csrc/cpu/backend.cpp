@@ -60,9 +60,8 @@ class CpuBackend final : public Backend {
   }
 
   void run_steps(const StepArguments& arguments, StepFeed& feed) const override {
-    dispatch(arguments.network.head.dtype, [&](auto zero) {
-      cpu::run_steps(arguments, feed, machine<decltype(zero)>());
-    });
+    dispatch(arguments.network.head.dtype,
+             [&](auto zero) { cpu::run_steps(arguments, feed, machine<decltype(zero)>()); });
   }
 
   void gather(Dtype dtype, const void* from, int64_t stride, const int64_t* rows, int64_t count,

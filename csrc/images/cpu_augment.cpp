@@ -111,8 +111,8 @@ void multiply(const Kernels<float>& kernels, int64_t rows, int64_t k, int64_t n,
     const int64_t vectors = divide_up(part, kernels.width);
     for (int64_t tile = 0; tile < tiles.count(); ++tile) {
       const int64_t begin = tiles.begin(tile), end = tiles.begin(tile + 1);
-      kernels.gemm[end - begin][vectors](1, 0, k, nullptr, a + begin * a_stride, a_stride, 1, b + j, n,
-                                         c + begin * n + j, n, part, false, 1);
+      kernels.gemm[end - begin][vectors](1, 0, k, nullptr, a + begin * a_stride, a_stride, 1, b + j,
+                                         n, c + begin * n + j, n, part, false, 1);
     }
   }
 }

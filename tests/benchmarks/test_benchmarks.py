@@ -187,6 +187,18 @@ def test_peak_runs() -> None:
     assert all(float(row.split()[2]) > 0 for row in rows)
 
 
+def test_tune_runs() -> None:
+    numbers = "chain,turned_peak"
+    printed = run(
+        "tune.py", "--quick", "--shapes", "tiny-1,micro-8", "--threads", "1", "--numbers", numbers
+    ).stdout
+    rows = printed.splitlines()[-5:-1]
+    now = fastmlp._C.get_tuning()
+    expected = [f"{name} = {now[name] * by:g}" for name in numbers.split(",") for by in (0.5, 2)]
+    assert {" ".join(row.split()[:3]) for row in rows} == set(expected)
+    assert all(float(row.split()[3]) > 0 for row in rows)
+
+
 @pytest.mark.sweep
 def test_import_time_runs() -> None:
     printed = run("import_time.py", "--quick", "--rounds", "1").stdout

@@ -2,9 +2,10 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/isa/target.h"
 
@@ -150,32 +151,42 @@ std::map<std::string, double> get_tuning() {
 }
 
 void set_tuning(const std::map<std::string, double>& values) {
-  // Plans that were made with the tables replaced here may still run: all tables are kept.
   if (values.empty()) {
     retuned<float>().store(nullptr);
     retuned<double>().store(nullptr);
     return;
   }
-  auto floats = std::make_unique<Kernels<float>>(current().load()->float_kernels());
-  auto doubles = std::make_unique<Kernels<double>>(current().load()->double_kernels());
+  const Isa* const isa = current().load();
+  Tuning tuning = isa->float_kernels().tuning;
   for (const auto& [name, value] : values) {
     if (!(value > 0))
       throw std::invalid_argument("expected a positive number for '" + name + "', got " +
                                   std::to_string(value));
     bool found = false;
-    each_number(floats->tuning, [&, name = name, value = value](const char* one, auto& number) {
+    each_number(tuning, [&, name = name, value = value](const char* one, auto& number) {
       if (name != one) return;
       number = static_cast<std::decay_t<decltype(number)>>(value);
       found = true;
     });
     if (!found) throw std::invalid_argument("nothing is tuned by '" + name + "'");
   }
-  if (floats->tuning.block_depth > kMaxBlockDepth)
+  if (tuning.block_depth > kMaxBlockDepth)
     throw std::invalid_argument("expected a block_depth of " + std::to_string(kMaxBlockDepth) +
                                 " at most");
-  doubles->tuning = floats->tuning;
-  retuned<float>().store(floats.release());
-  retuned<double>().store(doubles.release());
+  // Plans that were made with another tuning may still run: all tables are kept.
+  struct Tables {
+    Kernels<float> floats;
+    Kernels<double> doubles;
+  };
+  static std::mutex mutex;
+  static std::map<std::pair<const Isa*, std::map<std::string, double>>, Tables> kept;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [place, is_new] =
+      kept.try_emplace({isa, values}, Tables{isa->float_kernels(), isa->double_kernels()});
+  Tables& tables = place->second;
+  if (is_new) tables.floats.tuning = tables.doubles.tuning = tuning;
+  retuned<float>().store(&tables.floats);
+  retuned<double>().store(&tables.doubles);
 }
 
 }  // namespace fastmlp::cpu

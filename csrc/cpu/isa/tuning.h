@@ -1,8 +1,9 @@
 // What products and teams are tuned by: found by measurement, not by thought. Each instruction set
 // has its own values in tuning_<isa>.h; what stands here came out alike on all of them so far.
-// (What a sparse input costs is told in dense products, in sparse_input.h.) After a change,
+// (What a sparse input costs is told in dense products, in sparse_input.h.)
+// `python benchmarks/tune.py` tries other numbers; after a change of the tiles,
 // `python benchmarks/compare.py HEAD --shapes 'named,grid'` measures every row against the build of
-// the last commit, with FASTMLP_ISA and FASTMLP_L2_BYTES for other machines than the one at hand.
+// the last commit; with FASTMLP_ISA and FASTMLP_L2_BYTES for other machines than the one at hand.
 #pragma once
 
 #include <cstdint>
@@ -51,9 +52,9 @@ struct Tuning {
   // Panels packed together, so that a visit to a row, a page, yields more than 200 bytes: 1.2 → 1.0
   // ms for 17 × 2048 × 2048.
   int64_t panel_group = 4;
-  // Tiles below one another, columns of turned tiles or dot products, and elements of an outer product between two
-  // calls of the epilogue. After each tile alone it would wait for what the masked stores have just
-  // written: 33 of 90 µs for a layer 8-8 at batch 4096.
+  // Tiles below one another, columns of turned tiles or dot products, and elements of an outer
+  // product between two calls of the epilogue. After each tile alone it would wait for what the
+  // masked stores have just written: 33 of 90 µs for a layer 8-8 at batch 4096.
   int64_t epilogue_tiles = 8, epilogue_columns = 64, epilogue_elements = 2048;
   // Tiles of a turned product below one another: they and a panel, over one chain, fit the
   // first-level cache.

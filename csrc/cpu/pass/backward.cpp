@@ -205,7 +205,8 @@ struct BackwardPlan<T>::Run {
     }
     if (layer.weight_gradient != Gradient::none) {
       plan.buffers_.compute(stages, plan.weight_products_[l - plan.first_],
-                    {grad_sums(l), input(l), weight_sum(l), weight_scale(l)}, buffers, weight_done);
+                            {grad_sums(l), input(l), weight_sum(l), weight_scale(l)}, buffers,
+                            weight_done);
     }
     if (layer.bias_gradient == Gradient::none) return;
     stages.run([&](Member member) {
@@ -230,8 +231,7 @@ struct BackwardPlan<T>::Run {
                panels && panels->may_be_ahead ? nullptr : weight_sum(0),
                [&](int64_t i, int64_t rows) { weight_done(i, rows, 0, layer.in_features); });
     if (layer.bias_gradient == Gradient::none || begin >= end) return;
-    std::copy(sums + begin, sums + end,
-              static_cast<T*>(memory.layers[0].bias_gradient) + begin);
+    std::copy(sums + begin, sums + end, static_cast<T*>(memory.layers[0].bias_gradient) + begin);
     update_bias(0, begin, end);
   }
 
@@ -257,21 +257,22 @@ struct BackwardPlan<T>::Run {
     const T* const added = given_skipped ? grad_output() : skipped;
     const int64_t n = layer.in_features,
                   added_stride = given_skipped ? plan.spec_.head.grad_output_stride : n;
-    plan.buffers_.compute(
-        stages, plan.input_products_[l - plan.first_],
-        {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad}, buffers,
-        [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-          const int64_t at = i * n + j;
-          T* dy = grad + at;
-          if (layer.skip || keeps) {
-            T* const sum = keeps ? skipped + at : dy;
-            plan.kernels_.combine(rows, columns, dy, n, nullptr,
+    plan.buffers_.compute(stages, plan.input_products_[l - plan.first_],
+                          {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad},
+                          buffers, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+                            const int64_t at = i * n + j;
+                            T* dy = grad + at;
+                            if (layer.skip || keeps) {
+                              T* const sum = keeps ? skipped + at : dy;
+                              plan.kernels_.combine(
+                                  rows, columns, dy, n, nullptr,
                                   layer.skip ? added + i * added_stride + j : nullptr, added_stride,
                                   sum, n);
-            dy = sum;
-          }
-          if (below) through_activation(l - 1, rows, columns, dy, n, at, grad + at);
-        });
+                              dy = sum;
+                            }
+                            if (below)
+                              through_activation(l - 1, rows, columns, dy, n, at, grad + at);
+                          });
   }
 };
 

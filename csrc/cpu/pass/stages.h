@@ -20,8 +20,8 @@ class InTeam {
   Member member_;
 };
 
-// Where the library computes products, which brings threads of its own, one stage is over before the
-// next begins.
+// Where the library computes products, which brings threads of its own, one stage is over before
+// the next begins.
 class StageByStage {
  public:
   explicit StageByStage(int threads) : threads_(threads) {}

@@ -132,8 +132,7 @@ class NarrowProduct {
                          kernels_->tuning.many_rows.vectors * kernels_->width);
         for (int64_t feature = first; feature < last;) {
           const int64_t end = std::min(last, features_.end_of_equals(feature));
-          const int64_t from = features_.begin(feature),
-                        rows = features_.begin(feature + 1) - from;
+          const int64_t from = features_.begin(feature), rows = features_.begin(feature + 1) - from;
           const Matrix<T> b = o.b.at(from, k0);
           kernels_->gemm[rows][width / kernels_->width](
               end - feature, rows * b.row_stride, depth, nullptr, b.data, b.row_stride,

@@ -160,8 +160,9 @@ class TiledProduct {
       while (unit < panel_end) {
         const int64_t tile = unit - block_begin - panel * tiles, i = row(first_tile + tile);
         const int64_t rows = row(first_tile + tile + 1) - i;
-        const int64_t count = std::min({panel_end - unit, kernels_->tuning.epilogue_tiles,
-                                        rows_.end_of_equals(first_tile + tile) - first_tile - tile});
+        const int64_t count =
+            std::min({panel_end - unit, kernels_->tuning.epilogue_tiles,
+                      rows_.end_of_equals(first_tile + tile) - first_tile - tile});
         if (panels && panel + 1 < columns_.count())
           prefetch_slice(panels, panel + 1, depth, tile, tile + count, tiles);
         const Matrix<T> a =
@@ -217,8 +218,8 @@ class TiledProduct {
   bool block_pays(int64_t panels) const {
     constexpr auto element = static_cast<int64_t>(sizeof(T));
     const Tuning& tuning = kernels_->tuning;
-    const bool is_far = a_.row_stride * element >= tuning.far_rows ||
-                        a_.col_stride * element >= tuning.far_columns;
+    const bool is_far =
+        a_.row_stride * element >= tuning.far_rows || a_.col_stride * element >= tuning.far_columns;
     return panels >= tuning.block_panels && k_ >= 64 && is_far;
   }
 

@@ -30,9 +30,7 @@ def _allowed() -> Iterator[None]:
 @pytest.fixture
 def smallest(isa: str) -> str:
     """Products of any size are the library's."""
-    _C.set_tuning(
-        {"library_multiplications": 1, "library_columns": 1, "library_least": 1}
-    )
+    _C.set_tuning({"library_multiplications": 1, "library_columns": 1, "library_least": 1})
     return isa
 
 
@@ -83,7 +81,9 @@ def test_layouts(smallest: str, layout: Layout, which: str) -> None:
 @pytest.mark.parametrize("columns", [1, 7, 64])
 def test_weights_with_a_stride(smallest: str, columns: int) -> None:
     plain = Problem.random(20, SIZES)
-    weights = [torch.cat([w, w.new_ones(len(w), columns)], 1)[:, : w.size(1)] for w in plain.weights]
+    weights = [
+        torch.cat([w, w.new_ones(len(w), columns)], 1)[:, : w.size(1)] for w in plain.weights
+    ]
     check(replace(plain, weights=weights))
     assert products()
 

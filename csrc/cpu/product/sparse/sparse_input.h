@@ -396,9 +396,9 @@ class SparseInput {
     record_kernel<T>("listed", kernels_->isa, kernels_->tuning.few_rows.rows,
                      static_cast<int>(widest()));
     kernels_->gemm[steps.begin(tile + 1) - steps.begin(tile)][divide_up(columns, kernels_->width)](
-        1, 0, whole ? depth : steps.count(tile, part) + more, whole ? nullptr : steps.list(tile, part),
-        a.data, a.row_stride, a.col_stride, b.data, b.row_stride, c, c_stride, columns, accumulate,
-        scale);
+        1, 0, whole ? depth : steps.count(tile, part) + more,
+        whole ? nullptr : steps.list(tile, part), a.data, a.row_stride, a.col_stride, b.data,
+        b.row_stride, c, c_stride, columns, accumulate, scale);
   }
 
   int64_t widest() const { return plan_->widest(); }
