@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from functools import partial
 
 import peers
@@ -32,7 +33,7 @@ def factors(text: str) -> list[float]:
 
 def candidates(now: dict[str, float], numbers: list[str], by: list[float]) -> dict[str, float]:
     """Other values of these numbers: "name = value" to the value."""
-    whole = {name: value.is_integer() for name, value in now.items()}
+    whole = {name: value.is_integer() for name, value in now.items()}  # nor is infinity
     found = {}
     for name in numbers:
         for factor in by:
@@ -64,7 +65,7 @@ def main() -> int:
     others = candidates(now, options.numbers, options.factors)
     present = NOW
 
-    def run(one: str, call: partial[object]) -> None:
+    def run(one: str, call: Callable[[], object]) -> None:
         nonlocal present
         if present != one:
             _C.set_tuning({} if one == NOW else {one.partition(" ")[0]: others[one]})
@@ -76,7 +77,9 @@ def main() -> int:
     for shape in options.shapes:
         for task in options.tasks:
             contestant = peers.fastmlp(peers.Problem(shape, task), options.threads)
-            calls = {one: partial(run, one, partial(contestant.run)) for one in (NOW, *others)}
+            calls: dict[str, Callable[[], object]] = {
+                one: partial(run, one, contestant.run) for one in (NOW, *others)
+            }
             times = measure(calls, effort(options), grad=task != "forward")
             for one in others:
                 spread = speedup(times[NOW], times[one])
