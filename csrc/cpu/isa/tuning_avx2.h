@@ -9,7 +9,7 @@ constexpr Tuning tuned() {
   t.far_columns = 2048;   // 72 → 79 GFLOP/s at 512 × 512, 78 → 74 at 256 × 256
   t.epilogue_tiles = 16;  // a tile is a third of the size that it has with AVX-512
   // Zen 3: 0.85 to 0.99 of eager without it, 0.97 to 1.05 with it; with 300 columns 1.10 and 1.05.
-  t.library_multiplications = 3.5e7, t.library_columns = 320, t.library_least = 192;
+  t.library_multiplications = 3.5e7, t.library_columns = 320, t.library_least = 96;
   t.dot_rows = 3, t.dot_columns = 3, t.row_columns = 8;
   return t;
 }

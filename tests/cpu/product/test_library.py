@@ -125,11 +125,12 @@ def test_a_sparse_input(smallest: str, threads: int) -> None:
 
 def largest(isa: str) -> list[int]:
     """Sizes of a layer and its batch that are the library's on this instruction set."""
-    tuning = _C.get_tuning()
-    if math.isinf(tuning["library_multiplications"]):
+    if math.isinf(_C.get_tuning()["library_multiplications"]):
+        # The generic kernels stand in for those of another machine.
         assert isa == "generic"
         assert _C.available_isas() != ["generic"]
-        pytest.skip("the generic kernels stand in for another machine here")
+        _C.set_tuning({"library_multiplications": 1e5})
+    tuning = _C.get_tuning()
     side = int(max(tuning["library_least"], tuning["library_columns"]))
     batch = int(tuning["library_multiplications"] // side**2) + 1
     return [side, max(batch, side)]
