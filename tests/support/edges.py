@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 EDGES = [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65]
@@ -25,4 +27,13 @@ LARGE = [
     (2048, [9, 7]),
     (300, [1030, 3]),
     (129, [129] * 9),
+]
+
+# Options of networks, for what treats each of them in its own way.
+NETWORKS: list[dict[str, Any]] = [
+    {"bias": False},
+    {"hidden": "gelu", "output": "sigmoid"},
+    {"dropout": 0.3},
+    {"residual": True},
+    {"dropout": 0.3, "residual": True, "hidden": "silu", "output": "relu"},
 ]

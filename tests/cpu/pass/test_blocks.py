@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from edges import NETWORKS
 from fused import check, check_threads, mlp
 from layouts import LAYOUTS, Layout
 from reference import Problem
@@ -79,17 +80,7 @@ def test_others_are_not_cut(isa: str, batch: int, sizes: list[int]) -> None:
     assert not blocks(isa, torch.float32)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"bias": False},
-        {"hidden": "gelu", "output": "sigmoid"},
-        {"dropout": 0.3},
-        {"residual": True},
-        {"dropout": 0.3, "residual": True, "hidden": "silu", "output": "relu"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", NETWORKS, ids=str)
 def test_networks(isa: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
     check(Problem.random(900, [33, 33, 33, 5], dtype, **options))
     assert blocks(isa, dtype)

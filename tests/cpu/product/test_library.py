@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from edges import NETWORKS
 from fused import ISAS, check, check_threads, mlp
 from layouts import LAYOUTS, Layout
 from reference import Problem
@@ -55,17 +56,7 @@ def test_no_rows(smallest: str) -> None:
     check(Problem.random(0, SIZES))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"bias": False},
-        {"hidden": "gelu", "output": "sigmoid"},
-        {"dropout": 0.3},
-        {"residual": True},
-        {"dropout": 0.3, "residual": True, "hidden": "silu", "output": "relu"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", NETWORKS, ids=str)
 def test_networks(smallest: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
     check(Problem.random(50, [33, 33, 33, 5], dtype, **options))
     assert products(dtype)
