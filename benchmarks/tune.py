@@ -8,6 +8,7 @@ machines. The shapes of the tiles are compiled: after a change of those, compare
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,7 @@ NOW = "now"
 def factors(text: str) -> list[float]:
     """Comma-separated positive numbers."""
     found = [float(one) for one in text.split(",")]
-    if not all(factor > 0 for factor in found):
+    if not all(0 < factor < math.inf for factor in found):
         raise argparse.ArgumentTypeError(f"{text}: expected positive numbers")
     return found
 
@@ -63,6 +64,12 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     others = candidates(now, options.numbers, options.factors)
+    for one, value in others.items():
+        try:
+            _C.set_tuning({one.partition(" ")[0]: value})
+        except ValueError as error:
+            parser.error(str(error))
+    _C.set_tuning({})
     present = NOW
 
     def run(one: str, call: Callable[[], object]) -> None:

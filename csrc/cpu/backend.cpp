@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 
+#include "cpu/isa/float_state.h"
 #include "cpu/max_threads.h"
 #include "cpu/memory.h"
 #include "cpu/noise.h"
@@ -19,11 +20,18 @@ Matrix<T> input_of(const NetworkSpec& spec, const NetworkMemory& memory) {
   return {static_cast<const T*>(memory.input), spec.head.input_stride, 1};
 }
 
-// As the caller finds it: with the library's products unless torch is asked for bits that depend on
-// nothing but the input.
+// As the caller finds it. The library's products depend on more than the input, begin as many
+// threads as torch has been told, and compute in those threads' own floating-point state: none
+// where torch is asked for deterministic algorithms, a CPU quota grants fewer, or the caller has
+// set another state.
 template <typename T>
 Machine<T> machine() {
-  return {max_threads(), library_allowed() && !at::globalContext().deterministicAlgorithms()};
+  const int threads = max_threads();
+  const bool may_use_library = library_allowed() &&
+                               !at::globalContext().deterministicAlgorithms() &&
+                               (at::in_parallel_region() || threads >= at::get_num_threads()) &&
+                               FloatState::of_this_thread().is_usual();
+  return {threads, may_use_library};
 }
 
 class CpuBackend final : public Backend {

@@ -35,6 +35,10 @@ def forced(isa: str) -> Iterator[None]:
     assert all(name.endswith(f"_{isa}") for name in ran), sorted(ran)
 
 
+# A tuning with which products of any size are the BLAS library's.
+LIBRARY_ALONE = {"library_multiplications": 1, "library_columns": 1, "library_least": 1}
+
+
 # csrc/network/program.h
 LINEAR, ACTIVATION, DROPOUT, NOISE, SKIP = range(5)
 PARAMETERS = {

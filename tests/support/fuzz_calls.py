@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from fused import check, mlp
+from fused import LIBRARY_ALONE, check, mlp
 from layouts import LAYOUTS
 from reference import ACTIVATIONS, Problem
 from torch import Tensor, nn
@@ -107,7 +107,8 @@ def network(draw: random.Random) -> str:
         grad_output=laid_out(draw, problem.grad_output),
     )
     check(problem)
-    if draw.random() < 0.3:  # as much with only some gradients wanted: to the bit
+    # As much with only some gradients wanted: to the bit, but for the library's products.
+    if draw.random() < 0.3 and _C.get_tuning()["library_least"] > 1:
         whole, chosen = problem.run(mlp(problem)).named(), {}
         x = problem.x.detach().requires_grad_(draw.random() < 0.5)
         weights = [w.detach().requires_grad_(draw.random() < 0.5) for w in problem.weights]
@@ -284,15 +285,20 @@ CALLS: dict[Callable[[random.Random], str], int] = {
 
 @contextmanager
 def setting(draw: random.Random) -> Iterator[str]:
-    """An instruction set and a number of threads."""
+    """An instruction set, a number of threads, and whether all products are the library's."""
     isa, threads = _C.get_isa(), torch.get_num_threads()
     chosen, count = draw.choice(_C.available_isas()), draw.choice((1, 1, 2, 3))
     _C.set_isa(chosen)
     torch.set_num_threads(count)
+    library = draw.random() < 0.3
+    _C.allow_library(library)
+    if library:
+        _C.set_tuning(LIBRARY_ALONE)
     try:
-        yield f"{chosen}, {count} threads"
+        yield f"{chosen}, {count} threads" + (", library" if library else "")
     finally:
-        _C.set_isa(isa)
+        _C.set_isa(isa)  # and its tuning
+        _C.allow_library(False)
         torch.set_num_threads(threads)
 
 

@@ -18,9 +18,12 @@ class FloatState {
   static FloatState of_this_thread() { return FloatState(); }
 
   inline void set() const;  // as this thread's
+  // Whether it is what a thread begins with: rounding to nearest, subnormal numbers as they are.
+  inline bool is_usual() const;
 
  private:
 #if defined(__x86_64__)
+  static constexpr unsigned kDenormalsAreZero = 0x40;
   FloatState() : state_(_mm_getcsr()) {}
   unsigned state_;
 #elif defined(__aarch64__)
@@ -39,6 +42,16 @@ void FloatState::set() const {
   asm volatile("msr fpcr, %0" : : "r"(state_));
 #else
   std::fesetenv(&state_);
+#endif
+}
+
+bool FloatState::is_usual() const {
+#if defined(__x86_64__)
+  return (state_ & (_MM_ROUND_MASK | _MM_FLUSH_ZERO_MASK | kDenormalsAreZero)) == 0;
+#elif defined(__aarch64__)
+  return (state_ & ((3u << 22) | (1u << 24))) == 0;
+#else
+  return std::fegetround() == FE_TONEAREST;
 #endif
 }
 

@@ -1,6 +1,7 @@
 #include "cpu/isa/isa.h"
 
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <mutex>
 #include <stdexcept>
@@ -159,14 +160,19 @@ void set_tuning(const std::map<std::string, double>& values) {
   const Isa* const isa = current().load();
   Tuning tuning = isa->float_kernels().tuning;
   for (const auto& [name, value] : values) {
-    if (!(value > 0))
-      throw std::invalid_argument("expected a positive number for '" + name + "', got " +
-                                  std::to_string(value));
     bool found = false;
     each_number(tuning, [&, name = name, value = value](const char* one, auto& number) {
       if (name != one) return;
-      number = static_cast<std::decay_t<decltype(number)>>(value);
+      using Number = std::decay_t<decltype(number)>;
       found = true;
+      if (!(value > 0))
+        throw std::invalid_argument("expected a positive number for '" + name + "', got " +
+                                    std::to_string(value));
+      // Whole numbers are counted in, and multiplied with sizes.
+      if (std::is_integral_v<Number> && (value != std::floor(value) || value > 1e9))
+        throw std::invalid_argument("expected a whole number of at most a billion for '" + name +
+                                    "', got " + std::to_string(value));
+      number = static_cast<Number>(value);
     });
     if (!found) throw std::invalid_argument("nothing is tuned by '" + name + "'");
   }

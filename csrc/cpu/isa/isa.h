@@ -20,7 +20,8 @@ void set_isa(const std::string& name);
 
 // What the kernels in use are tuned by, by name (but for the shapes of tiles, which are compiled),
 // and other values in their place: for measuring. Lasts until the next call, or set_isa(). Throws
-// std::invalid_argument for another name, or a number that is not positive.
+// std::invalid_argument for another name, or a number that is not positive, or not whole where it
+// has to be.
 std::map<std::string, double> get_tuning();
 void set_tuning(const std::map<std::string, double>& values);
 

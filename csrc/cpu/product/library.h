@@ -1,6 +1,6 @@
 // Products by the BLAS library that torch itself uses: the large ones, where it is faster than the
-// tiles here. Its bits may depend on the number of threads, so it is left alone where torch is
-// asked for deterministic algorithms.
+// tiles here. Its bits may depend on the number of threads, and on where the operands lie, so it is
+// left alone where torch is asked for deterministic algorithms.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,17 @@
 
 namespace fastmlp::cpu {
 
+// Whether the rows, or the columns, of a matrix of this many lie one after the other, no two in one
+// place. The library copies others, and what asks for memory may fail.
+inline bool is_plain(Strides strides, int64_t rows, int64_t columns) {
+  return (strides.col_stride == 1 && strides.row_stride >= columns) ||
+         (strides.row_stride == 1 && strides.col_stride >= rows);
+}
+
 // Whether it is faster on this processor.
 template <typename T>
 bool library_pays(const Kernels<T>& kernels, const ProductShape& shape) {
+  if (!is_plain(shape.a, shape.m, shape.k) || !is_plain(shape.b, shape.k, shape.n)) return false;
   const double multiplications =
       static_cast<double>(shape.m) * static_cast<double>(shape.n) * static_cast<double>(shape.k);
   const Tuning& tuning = kernels.tuning;

@@ -105,7 +105,8 @@ class NarrowProduct {
 
   int64_t tile_stride() const { return panels_.total() * kernels_->width; }
   int64_t tile_elements() const {
-    return kernels_->tuning.turned_tiles * features_.longest() * tile_stride();
+    return std::min(kernels_->tuning.turned_tiles, features_.count()) * features_.longest() *
+           tile_stride();
   }
   int64_t row(int64_t panel) const { return panels_.begin(panel) * kernels_->width; }
   int64_t panel_width(int64_t panel) const { return row(panel + 1) - row(panel); }

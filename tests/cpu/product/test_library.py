@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from edges import NETWORKS
-from fused import ISAS, check, check_threads, mlp
+from fused import ISAS, LIBRARY_ALONE, check, check_threads, mlp
 from layouts import LAYOUTS, Layout
 from reference import Problem
 from torch import nn
@@ -32,7 +33,7 @@ def _allowed() -> Iterator[None]:
 @pytest.fixture
 def smallest(isa: str) -> str:
     """Products of any size are the library's."""
-    _C.set_tuning({"library_multiplications": 1, "library_columns": 1, "library_least": 1})
+    _C.set_tuning(LIBRARY_ALONE)
     return isa
 
 
@@ -78,6 +79,55 @@ def test_weights_with_a_stride(smallest: str, columns: int) -> None:
     ]
     check(replace(plain, weights=weights))
     assert products()
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+def test_a_step_of_nan(smallest: str, lr: float) -> None:
+    """As in torch, where 0 · NaN is NaN: a library does not look at what it multiplies by zero."""
+    model = FusedMLP([8, 4])
+    twin = copy.deepcopy(model.as_sequential())
+    x, y = torch.ones(6, 8), torch.zeros(6, 4)
+    x[1, 2] = torch.nan
+    TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=lr))(x, y)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=lr)
+    nn.MSELoss()(twin(x), y).backward()
+    optimizer.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+    assert products()
+
+
+def test_rows_in_one_place_are_ours(smallest: str) -> None:
+    """Which the library would copy."""
+    problem = Problem.random(12, [16, 8])
+    check(replace(problem, x=problem.x[:1].expand(12, 16)))
+    assert products() == {"12x16"}  # dx, which does not read it
+
+
+def test_a_quota_keeps_it_away(smallest: str, threads: int) -> None:
+    """It would start as many threads as torch has been told."""
+    torch.set_num_threads(4)
+    _C.set_teams_bend(True)
+    _C.set_cores(1)
+    try:
+        check(Problem.random(20, SIZES))
+        assert not products()
+    finally:
+        _C.set_cores(1 << 30)
+        _C.set_teams_bend(False)
+    check(Problem.random(20, SIZES))
+    assert products()
+
+
+def test_another_floating_point_state_keeps_it_away(smallest: str) -> None:
+    """Its threads have their own."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has none")
+    try:
+        check(Problem.random(20, SIZES))
+        assert not products()
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_no_finite_numbers(smallest: str) -> None:
@@ -171,8 +221,10 @@ def test_tunings(name: str) -> None:
         with pytest.raises(ValueError, match="nothing is tuned by 'nothing'"):
             _C.set_tuning({name: 1})
     else:
-        with pytest.raises(ValueError, match="a positive number for 'chain', got -1"):
-            _C.set_tuning({name: -1})
+        for wrong, message in ((-1, "a positive number"), (0.5, "whole"), (math.inf, "whole")):
+            with pytest.raises(ValueError, match=f"{message}.*for 'chain', got {wrong}"):
+                _C.set_tuning({name: wrong})
+        assert _C.get_tuning() == before
         _C.set_tuning({name: 64})
         assert _C.get_tuning() == before | {name: 64}
     _C.set_isa(ISAS[0])
