@@ -288,9 +288,11 @@ def setting(draw: random.Random) -> Iterator[str]:
     """An instruction set, a number of threads, and whether all products are the library's."""
     isa, threads = _C.get_isa(), torch.get_num_threads()
     chosen, count = draw.choice(_C.available_isas()), draw.choice((1, 1, 2, 3))
+    library = draw.random() < 0.3
+    if library:
+        count = 1  # more of its threads than cores wait for each other in every product
     _C.set_isa(chosen)
     torch.set_num_threads(count)
-    library = draw.random() < 0.3
     _C.allow_library(library)
     if library:
         _C.set_tuning(LIBRARY_ALONE)
