@@ -32,15 +32,19 @@ def factors(text: str) -> list[float]:
     return found
 
 
-def candidates(now: dict[str, float], numbers: list[str], by: list[float]) -> dict[str, float]:
-    """Other values of these numbers: "name = value" to the value."""
-    whole = {name: value.is_integer() for name, value in now.items()}  # nor is infinity
+Tuning = dict[str, float]
+
+
+def candidates(now: Tuning, numbers: list[str], by: list[float]) -> dict[str, Tuning]:
+    """Tunings in which one of these numbers is another, by what it is: "name = value"."""
     found = {}
     for name in numbers:
         for factor in by:
-            value = max(1, round(now[name] * factor)) if whole[name] else now[name] * factor
+            value = now[name] * factor
+            if now[name].is_integer():  # which infinity is not
+                value = float(max(1, round(value)))
             if value != now[name]:
-                found[f"{name} = {value:g}"] = float(value)
+                found[f"{name} = {value:g}"] = {name: value}
     return found
 
 
@@ -64,9 +68,9 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     others = candidates(now, options.numbers, options.factors)
-    for one, value in others.items():
+    for tuning in others.values():
         try:
-            _C.set_tuning({one.partition(" ")[0]: value})
+            _C.set_tuning(tuning)
         except ValueError as error:
             parser.error(str(error))
     _C.set_tuning({})
@@ -75,7 +79,7 @@ def main() -> int:
     def run(one: str, call: Callable[[], object]) -> None:
         nonlocal present
         if present != one:
-            _C.set_tuning({} if one == NOW else {one.partition(" ")[0]: others[one]})
+            _C.set_tuning(others.get(one, {}))
             present = one
         call()
 
