@@ -284,11 +284,10 @@ CALLS: dict[Callable[[random.Random], str], int] = {
 
 
 @contextmanager
-def setting(draw: random.Random) -> Iterator[str]:
+def setting(draw: random.Random, library: bool) -> Iterator[str]:
     """An instruction set, a number of threads, and whether all products are the library's."""
     isa, threads = _C.get_isa(), torch.get_num_threads()
     chosen, count = draw.choice(_C.available_isas()), draw.choice((1, 1, 2, 3))
-    library = draw.random() < 0.3
     if library:
         count = 1  # more of its threads than cores wait for each other in every product
     _C.set_isa(chosen)
@@ -316,7 +315,9 @@ def run(seed: int, first: int, count: int, tell: Callable[[str], object] | None 
         draw = random.Random(f"{seed}/{number}")
         torch.manual_seed(draw.getrandbits(63))
         call = draw.choices(kinds, weights)[0]
-        with setting(draw) as where:
+        # Drawn apart, so that the calls are those that they were before there was a library.
+        library = random.Random(f"{seed}/{number}/library").random() < 0.3
+        with setting(draw, library) as where:
             try:
                 call(draw)
             except Exception as error:
