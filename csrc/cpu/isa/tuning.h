@@ -18,6 +18,15 @@ struct TileShape {
 struct Tuning {
   // The gemm tile of products with many rows, and with few.
   TileShape many_rows{}, few_rows{};
+  // … and with many whose columns are one vector more than whole panels, up to so many, as a panel
+  // of one vector takes two thirds of the time of two; of so small a depth that a panel, which is
+  // wider, fits the first-level cache.
+  TileShape odd_columns{};
+  int64_t odd_vectors = 0, odd_depth = 256;
+  // A tile of c comes from memory while its sums are formed, one vector of columns after the other:
+  // all at once held up the lines of b behind them, 1 % of a product of 1024 × 1024. But each part
+  // is the end of a loop that the processor does not foresee, and smaller tiles lose more by that.
+  bool fetches_tile_at_once = false;
   // A tile of dot products, and one of a single row.
   int dot_rows = 0, dot_columns = 0, row_columns = 0;
 

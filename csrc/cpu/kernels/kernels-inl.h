@@ -2,6 +2,7 @@
 // Included inside a target region, after vec_<isa>.h.
 template <typename T>
 using Reg = typename Vec<T>::Reg;
+#include "cpu/kernels/packing-inl.h"
 #include "network/math-inl.h"
 // … which the formulas are written in,
 #include "network/activations-inl.h"

@@ -54,10 +54,11 @@ void fill_optimizers(Kernels<T>& table, List<Each...>) {
 
 template <typename T>
 Kernels<T> make_kernels(const char* isa) {
-  constexpr TileShape many = kTuning.many_rows, few = kTuning.few_rows;
+  constexpr TileShape many = kTuning.many_rows, few = kTuning.few_rows, odd = kTuning.odd_columns;
   constexpr int dot_columns = kTuning.dot_columns, row_columns = kTuning.row_columns;
   static_assert(many.rows <= kMaxTileRows && few.rows <= many.rows);
   static_assert(few.vectors <= kMaxTileVectors && many.vectors <= few.vectors);
+  static_assert(odd.rows <= kMaxTileRows && odd.vectors <= kMaxTileVectors);
   static_assert(kTuning.dot_rows <= kMaxDotTile && dot_columns <= row_columns &&
                 row_columns <= kMaxRowTile);
   static_assert(kTuning.block_depth <= kMaxBlockDepth);
@@ -67,6 +68,7 @@ Kernels<T> make_kernels(const char* isa) {
   table.tuning = kTuning;
   fill_gemm_rows<T, many.rows, many.vectors>(table);
   fill_gemm_rows<T, few.rows, few.vectors>(table);
+  fill_gemm_rows<T, odd.rows, odd.vectors>(table);
   fill_dot<T, kTuning.dot_rows, dot_columns, dot_columns>(table);
   fill_dot<T, 1, row_columns, row_columns>(table);
   fill_activations(table, Activations());

@@ -51,9 +51,8 @@ struct Kernels {
   const char* isa;
   int width;  // elements in a vector
   Tuning tuning;
-  GemmTiles gemm[kMaxTileRows + 1]
-                [kMaxTileVectors + 1];            // [rows][vectors]; null outside of the two
-  DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];  // [rows][columns]
+  GemmTiles gemm[kMaxTileRows + 1][kMaxTileVectors + 1];  // [rows][vectors]; null outside of all
+  DotTile dot[kMaxDotTile + 1][kMaxRowTile + 1];          // [rows][columns]
   // c[rows, n] = a[rows] · b[n], or += scale · a · b.
   void (*outer_product)(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* b, T* c,
                         int64_t c_stride, bool accumulate, T scale);

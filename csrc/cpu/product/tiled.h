@@ -29,9 +29,13 @@ class TiledProduct {
     const int64_t m = m_, n = n_, k = k_;
     const Tuning& tuning = kernels.tuning;
     const Strides b = b_;
-    tile_ = m <= tuning.few_rows.rows ? tuning.few_rows : tuning.many_rows;
+    const int64_t vectors = divide_up(n, kernels.width), panel = tuning.many_rows.vectors;
+    const bool odd = vectors > panel && vectors <= tuning.odd_vectors && vectors % panel == 1 &&
+                     k <= tuning.odd_depth;
+    tile_ = m <= tuning.few_rows.rows ? tuning.few_rows
+            : odd                     ? tuning.odd_columns
+                                      : tuning.many_rows;
     depth_ = EvenParts(k, std::max<int64_t>(1, divide_up(k, tuning.block_depth)));
-    const int64_t vectors = divide_up(n, kernels.width);
     columns_ = EvenParts(vectors, divide_up(vectors, tile_.vectors));
     rows_ = EvenParts(m, divide_up(m, tile_.rows));
     const int64_t cache = second_level_cache_bytes();
