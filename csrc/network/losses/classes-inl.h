@@ -24,8 +24,14 @@ inline void prepare_classes(Loss& loss) {
     for (int64_t j = 0; j < loss.features; ++j) loss.class_weights += weight(j);
     if (loss.reduction != Reduction::mean) return;
     loss.denominator = 0;
-    for (int64_t i = 0; i < loss.batch; ++i) {
-      if (loss.classes[i] != loss.ignore_index) loss.denominator += weight(loss.classes[i]);
+    if (loss.operands[0]) {
+      for (int64_t i = 0; i < loss.batch; ++i) {
+        if (loss.classes[i] != loss.ignore_index) loss.denominator += weight(loss.classes[i]);
+      }
+    } else {
+      int64_t rows = 0;
+      for (int64_t i = 0; i < loss.batch; ++i) rows += loss.classes[i] != loss.ignore_index;
+      loss.denominator = static_cast<double>(rows);
     }
   });
 }
