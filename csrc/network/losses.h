@@ -81,6 +81,11 @@ inline int variance_of(const LossInfo& info) {
 struct LossResult {
   double loss = 0;
   int64_t correct = 0;  // rows whose greatest prediction is the target's class; of classes
+
+  LossResult& operator+=(const LossResult& other) {
+    loss += other.loss, correct += other.correct;
+    return *this;
+  }
 };
 
 // In the order of their numbers. One whose targets may be either kind stands twice in a row under

@@ -280,7 +280,19 @@ template <typename T>
 void BackwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked,
                           T* workspace) const {
   if (first_ == layers_) return;
-  if (blocks_) return run_blocks(memory, first, workspace);
+  if (blocks_) {
+    blocks_.record(kernels_);
+    T* const gradients = workspace + threads_ * blocks_.elements();
+    run_team(threads_, [&](Member member) {
+      T* const own = workspace + member.index * blocks_.elements();
+      blocks_.template each<T>(member, spec_, memory, [&](int64_t block, NetworkMemory& rows) {
+        run_block(block, rows, first, own, gradients);
+      });
+      member.wait();
+      sum_blocks(member, memory, gradients);
+    });
+    return;
+  }
   const Run run(*this, memory, first, has_looked, workspace);
   if (uses_library_) {
     run.work(StageByStage(threads_));
@@ -290,39 +302,32 @@ void BackwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, boo
   if (run.panels) run.panels->is_ahead = run.panels->may_be_ahead && first.input().gradient_pays();
 }
 
-// Every block's gradients for themselves, then their sums and what becomes of them.
 template <typename T>
-void BackwardPlan<T>::run_blocks(const NetworkMemory& memory, FirstLayer<T>& first,
-                                 T* workspace) const {
-  blocks_.record(kernels_);
-  const int64_t own_elements = blocks_.elements();
-  T* const gradients = workspace + threads_ * own_elements;
-  run_team(threads_, [&](Member member) {
-    T* const own = workspace + member.index * own_elements;
-    blocks_.template each<T>(member, spec_, memory,
-                             [&](int64_t block, const BackwardPlan& plan, NetworkMemory& rows) {
-                               T* next = gradients + block * gradients_;
-                               each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
-                                 LayerMemory& layer = rows.layers[l];
-                                 (is_bias ? layer.bias_gradient : layer.weight_gradient) = next;
-                                 (is_bias ? layer.bias_update : layer.weight_update) = nullptr;
-                                 next += aligned<T>(elements);
-                               });
-                               Run(plan, rows, first, true, own).work(InTeam({0, 1}));
-                             });
-    member.wait();
-    int64_t at = 0;
-    each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
-      const LayerMemory& layer = memory.layers[l];
-      const auto [begin, end] = member.vectors(elements, kernels_.width);
-      if (const int64_t n = end - begin; n > 0) {
-        T* const sum = static_cast<T*>(is_bias ? layer.bias_gradient : layer.weight_gradient);
-        kernels_.column_sums(blocks_.count(), n, gradients + at + begin, gradients_, sum + begin);
-        if (const Update* const u = is_bias ? layer.bias_update : layer.weight_update)
-          kernels_.update[u->optimizer](1, n, n, begin, *u, 1);
-      }
-      at += aligned<T>(elements);
-    });
+void BackwardPlan<T>::run_block(int64_t block, NetworkMemory& rows, FirstLayer<T>& first,
+                                T* workspace, T* gradients) const {
+  T* next = gradients + block * gradients_;
+  each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
+    LayerMemory& layer = rows.layers[l];
+    (is_bias ? layer.bias_gradient : layer.weight_gradient) = next;
+    (is_bias ? layer.bias_update : layer.weight_update) = nullptr;
+    next += aligned<T>(elements);
+  });
+  Run(blocks_.plan(block), rows, first, true, workspace).work(InTeam({0, 1}));
+}
+
+template <typename T>
+void BackwardPlan<T>::sum_blocks(Member member, const NetworkMemory& memory,
+                                 const T* gradients) const {
+  each_gradient(spec_, [&](int64_t l, bool is_bias, int64_t elements) {
+    const LayerMemory& layer = memory.layers[l];
+    const auto [begin, end] = member.vectors(elements, kernels_.width);
+    if (const int64_t n = end - begin; n > 0) {
+      T* const sum = static_cast<T*>(is_bias ? layer.bias_gradient : layer.weight_gradient);
+      kernels_.column_sums(blocks_.count(), n, gradients + begin, gradients_, sum + begin);
+      if (const Update* const u = is_bias ? layer.bias_update : layer.weight_update)
+        kernels_.update[u->optimizer](1, n, n, begin, *u, 1);
+    }
+    gradients += aligned<T>(elements);
   });
 }
 

@@ -24,16 +24,24 @@ class BackwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // As of ForwardPlan.
   int64_t workspace_elements() const {
-    if (blocks_) return threads_ * blocks_.elements() + blocks_.count() * gradients_;
+    if (blocks_) return threads_ * blocks_.elements() + gradient_elements();
     return kScratches * scratch_ + skipped_elements_ + buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
   void run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked, T* workspace) const;
 
+  // Its blocks, where the batch is cut. A team of so many runs each for itself, `rows` being where
+  // its rows lie, and sums up their gradients, once all are there, for what becomes of them.
+  const BlockPlans<BackwardPlan>& blocks() const { return blocks_; }
+  int threads() const { return threads_; }
+  int64_t gradient_elements() const { return blocks_.count() * gradients_; }
+  void run_block(int64_t block, NetworkMemory& rows, FirstLayer<T>& first, T* workspace,
+                 T* gradients) const;
+  void sum_blocks(Member member, const NetworkMemory& memory, const T* gradients) const;
+
  private:
   struct Run;
 
-  void run_blocks(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
   const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
   bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }
   bool keeps_skipped(int64_t l) const { return layer(l).skip && needs_input_gradient(l); }

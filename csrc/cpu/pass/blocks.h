@@ -92,17 +92,19 @@ class BlockPlans {
 
   explicit operator bool() const { return block_ != nullptr; }
   int64_t count() const { return blocks_.count; }
+  int64_t begin(int64_t block) const { return block * blocks_.rows; }  // its first row
+  const Plan& plan(int64_t block) const { return block + 1 < count() ? *block_ : *last_; }
   // Of a member's workspace. A smaller batch may take another form of product, and more.
   int64_t elements() const {
     return std::max(block_->workspace_elements(), last_->workspace_elements());
   }
-  // take(block, its plan, where its rows lie) for this member's blocks.
+  // take(block, where its rows lie) for this member's blocks.
   template <typename T, typename Take>
   void each(Member member, const NetworkSpec& spec, const NetworkMemory& whole,
             const Take& take) const {
     member.each_piece(blocks_.count, [&](int64_t block) {
       NetworkMemory memory = blocks_.memory<T>(spec, whole, block);
-      take(block, block + 1 < blocks_.count ? *block_ : *last_, memory);
+      take(block, memory);
     });
   }
   template <typename T>

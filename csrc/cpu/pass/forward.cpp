@@ -143,10 +143,9 @@ void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* w
     blocks_.record(kernels_);
     run_team(threads_, [&](Member member) {
       T* const own = workspace + member.index * blocks_.elements();
-      blocks_.template each<T>(member, spec_, memory,
-                               [&](int64_t, const ForwardPlan& plan, const NetworkMemory& rows) {
-                                 Run(plan, rows, first, own).work(InTeam({0, 1}));
-                               });
+      blocks_.template each<T>(member, spec_, memory, [&](int64_t block, NetworkMemory& rows) {
+        blocks_.plan(block).run_alone(rows, first, own);
+      });
     });
     return;
   }
@@ -157,6 +156,12 @@ void ForwardPlan<T>::run(const NetworkMemory& memory, FirstLayer<T>& first, T* w
     run_team(threads_, [&run](Member member) { run.work(InTeam(member)); });
   }
   if (first.panel_weight() && !first.is_sparse()) first.panel_weight()->is_ahead = false;
+}
+
+template <typename T>
+void ForwardPlan<T>::run_alone(const NetworkMemory& memory, FirstLayer<T>& first,
+                               T* workspace) const {
+  Run(*this, memory, first, workspace).work(InTeam({0, 1}));
 }
 
 template class ForwardPlan<float>;

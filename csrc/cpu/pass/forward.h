@@ -26,6 +26,10 @@ class ForwardPlan {
   }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
+  // Its blocks, where the batch is cut, and a block's own plan run by one member alone.
+  const BlockPlans<ForwardPlan>& blocks() const { return blocks_; }
+  void run_alone(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
+
  private:
   struct Run;
 

@@ -25,32 +25,43 @@ int team_size(int64_t elements, int64_t max_threads) {
 }  // namespace
 
 template <typename T>
+void prepare_loss(Loss& loss) {
+  loss.dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
+  losses()[loss.kind].prepare(loss);
+}
+
+template <typename T>
+LossResult sum_of_rows(const Loss& loss, int64_t begin, int64_t end) {
+  const auto rows = active_kernels<T>().loss[loss.kind];
+  LossResult sum;
+  for (; begin < end; begin += kRows) sum += rows(loss, begin, std::min(end, begin + kRows));
+  return sum;
+}
+
+LossResult loss_of(const Loss& loss, const LossResult* sums, int64_t count) {
+  LossResult result;
+  for (int64_t i = 0; i < count; ++i) result += sums[i];
+  result.loss /= loss.denominator;
+  return result;
+}
+
+template <typename T>
 LossResult compute_loss(Loss& loss, int64_t max_threads) {
   const LossInfo& info = losses()[loss.kind];
   if (info.per_row && loss.features == 0) return {info.of_no_classes(loss), 0};
-  loss.dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
-  info.prepare(loss);
-  const auto rows = active_kernels<T>().loss[loss.kind];
-  LossResult result;
-  if (loss.batch <= kRows) {
-    if (loss.batch > 0) result = rows(loss, 0, loss.batch);
-  } else {
-    const int64_t count = divide_up(loss.batch, kRows);
-    InlineVector<LossResult, 64> parts;
-    parts.resize(count);
-    // An exponential takes as long as ten simple operations.
-    run_team(team_size(10 * loss.batch * loss.features, max_threads), [&](Member member) {
-      member.each_piece(count, [&](int64_t part) {
-        parts[part] = rows(loss, part * kRows, std::min(loss.batch, (part + 1) * kRows));
-      });
+  prepare_loss<T>(loss);
+  const int64_t count = divide_up(loss.batch, kRows);
+  InlineVector<LossResult, 64> parts;
+  parts.resize(count);
+  // An exponential takes as long as ten simple operations.
+  const int threads = count > 1 ? team_size(10 * loss.batch * loss.features, max_threads) : 1;
+  run_team(threads, [&](Member member) {
+    member.each_piece(count, [&](int64_t part) {
+      const int64_t begin = part * kRows;
+      parts[part] = sum_of_rows<T>(loss, begin, std::min(loss.batch, begin + kRows));
     });
-    for (const LossResult& part : parts) {
-      result.loss += part.loss;
-      result.correct += part.correct;
-    }
-  }
-  result.loss /= loss.denominator;
-  return result;
+  });
+  return loss_of(loss, parts.begin(), count);
 }
 
 template <typename T>
@@ -167,6 +178,10 @@ void gather(const void* from, int64_t stride, const int64_t* rows, int64_t count
            });
 }
 
+template void prepare_loss<float>(Loss&);
+template void prepare_loss<double>(Loss&);
+template LossResult sum_of_rows<float>(const Loss&, int64_t, int64_t);
+template LossResult sum_of_rows<double>(const Loss&, int64_t, int64_t);
 template LossResult compute_loss<float>(Loss&, int64_t);
 template LossResult compute_loss<double>(Loss&, int64_t);
 template double clipping_factor<float>(const Updates&, double, int64_t);

@@ -13,6 +13,14 @@ namespace fastmlp::cpu {
 template <typename T>
 LossResult compute_loss(Loss& loss, int64_t max_threads);
 
+// The same, by parts: what all rows share; a sum over the rows begin … end - 1; and all of these
+// together.
+template <typename T>
+void prepare_loss(Loss& loss);
+template <typename T>
+LossResult sum_of_rows(const Loss& loss, int64_t begin, int64_t end);
+LossResult loss_of(const Loss& loss, const LossResult* sums, int64_t count);
+
 // The factor that brings the norm of all gradients together down to max_norm, 1 where it is below
 // (torch.nn.utils.clip_grad_norm_).
 template <typename T>

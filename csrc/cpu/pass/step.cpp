@@ -31,6 +31,20 @@ class Steps {
  private:
   // Plans for batches of so many rows, and memory for them.
   void plan(int64_t rows, int64_t input_stride);
+  // Whether the batch is cut into blocks, each of which goes through the whole step while it is in
+  // the cache: what forward leaves for backward is not written to memory.
+  bool goes_in_blocks() const {
+    return forward_->blocks() && backward_->blocks() && spec_.layers.back().out_features > 0;
+  }
+  // Of what a block's forward leaves for its backward, and of all that a member needs for a block.
+  int64_t saved_block_elements() const {
+    return aligned<T>(saved_elements(forward_->blocks().plan(0).spec()));
+  }
+  int64_t block_elements() const {
+    return saved_block_elements() + std::max(aligned<T>(forward_->blocks().elements()),
+                                             aligned<T>(backward_->blocks().elements()));
+  }
+  LossResult run_blocks(Loss& loss, FirstLayer<T>& first, T* workspace);
   bool clips() const { return arguments_.max_grad_norm > 0; }
   bool adds_to_first_weight() const { return spec_.layers[0].weight_gradient == Gradient::added; }
   PanelWeight<T>* panel_weight(const FirstLayer<T>& first);
@@ -80,9 +94,14 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
   sparse_backward_ = nullptr;
 
   const int64_t outputs = aligned<T>(rows * features);
-  const int64_t saved = aligned<T>(saved_elements(spec_));
-  workspace_elements_ = std::max(aligned<T>(forward_->workspace_elements()),
-                                 aligned<T>(backward_->workspace_elements()));
+  int64_t saved = 0;
+  if (goes_in_blocks()) {
+    workspace_elements_ = backward_->threads() * block_elements() + backward_->gradient_elements();
+  } else {
+    saved = aligned<T>(saved_elements(spec_));
+    workspace_elements_ = std::max(aligned<T>(forward_->workspace_elements()),
+                                   aligned<T>(backward_->workspace_elements()));
+  }
   T* next = block_.reserve(2 * outputs + saved + gradients + workspace_elements_);
   const auto take = [&next](int64_t elements) {
     T* const begin = next;
@@ -91,7 +110,7 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
   };
   memory_.layers.back().output = take(outputs);
   memory_.grad_output = take(outputs);
-  place_saved(spec_, take(saved), memory_);
+  if (!goes_in_blocks()) place_saved(spec_, take(saved), memory_);
   for (int64_t i = 0; i < updates.size(); ++i) {
     LayerMemory& layer = memory_.layers[arguments_.parameters[i].layer];
     const bool is_bias = arguments_.parameters[i].is_bias;
@@ -128,6 +147,32 @@ T* Steps<T>::workspace(int64_t elements) {
 }
 
 template <typename T>
+LossResult Steps<T>::run_blocks(Loss& loss, FirstLayer<T>& first, T* workspace) {
+  const auto &forward = forward_->blocks(), &backward = backward_->blocks();
+  forward.record(*machine_.kernels);
+  prepare_loss<T>(loss);
+  InlineVector<LossResult, 64> sums;
+  sums.resize(forward.count());
+  if (!clips()) advance(arguments_.updates);  // nothing is left that may fail
+  T* const gradients = workspace + backward_->threads() * block_elements();
+  run_team(backward_->threads(), [&](Member member) {
+    T* const saved = workspace + member.index * block_elements();
+    T* const own = saved + saved_block_elements();
+    forward.template each<T>(member, spec_, memory_, [&](int64_t block, NetworkMemory& rows) {
+      const ForwardPlan<T>& plan = forward.plan(block);
+      place_saved(plan.spec(), saved, rows);
+      plan.run_alone(rows, first, own);
+      const int64_t begin = forward.begin(block);
+      sums[block] = sum_of_rows<T>(loss, begin, begin + plan.spec().head.batch);
+      backward_->run_block(block, rows, first, own, gradients);
+    });
+    member.wait();
+    backward_->sum_blocks(member, memory_, gradients);
+  });
+  return loss_of(loss, sums.begin(), sums.size());
+}
+
+template <typename T>
 LossResult Steps<T>::step(StepBatch& batch) {
   plan(batch.rows, batch.input_stride);
   memory_.input = batch.input;
@@ -143,21 +188,25 @@ LossResult Steps<T>::step(StepBatch& batch) {
   int64_t elements = forward_elements;
   if (may_skip) elements += sparse_backward_->workspace_elements();
   T* const memory = workspace(std::max(elements, workspace_elements_));
-  forward_->run(memory_, first, memory);
 
   Loss& loss = batch.loss;
   loss.batch = batch.rows;
   loss.features = spec_.layers.back().out_features;
   loss.prediction = memory_.layers.back().output;
   loss.gradient = const_cast<void*>(memory_.grad_output);  // ours
-  const LossResult result = compute_loss<T>(loss, machine_.max_threads);
-
   const Updates& updates = arguments_.updates;
-  if (updates.empty()) return result;
-  if (!clips()) advance(updates);
-  const bool skips = may_skip && first.is_sparse();
-  const BackwardPlan<T>& backward = skips ? *sparse_backward_ : *backward_;
-  backward.run(memory_, first, true, skips ? memory + forward_elements : memory);
+  LossResult result;
+  if (goes_in_blocks()) {
+    result = run_blocks(loss, first, memory);
+  } else {
+    forward_->run(memory_, first, memory);
+    result = compute_loss<T>(loss, machine_.max_threads);
+    if (updates.empty()) return result;
+    if (!clips()) advance(updates);
+    const bool skips = may_skip && first.is_sparse();
+    const BackwardPlan<T>& backward = skips ? *sparse_backward_ : *backward_;
+    backward.run(memory_, first, true, skips ? memory + forward_elements : memory);
+  }
   if (clips()) {
     const double scale =
         clipping_factor<T>(updates, arguments_.max_grad_norm, machine_.max_threads);

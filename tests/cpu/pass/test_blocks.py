@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from reference import Problem
 from torch import nn
 from twins import EXACT, LOSSES, OPTIMIZERS, Twins
 
-from fastmlp import _C, FusedMLP
+from fastmlp import _C, FusedMLP, TrainStep
 
 CACHE = 1 << 20
 LEAST = 4 * 192  # rows, from which on a batch is cut
@@ -135,6 +136,9 @@ def test_bits_do_not_depend_on_threads(
     assert blocks(isa, dtype)
 
 
+# A block goes through the whole step: forward, loss, backward.
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adam"])
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
 def test_steps(isa: str, optimizer: str, max_grad_norm: float | None) -> None:
@@ -143,3 +147,55 @@ def test_steps(isa: str, optimizer: str, max_grad_norm: float | None) -> None:
     for rows in (1000, LEAST, 50, 1000):
         twins.check(2, EXACT, rows)
     assert blocks(isa, torch.float64)
+
+
+@pytest.mark.parametrize("loss", [name for name, case in LOSSES.items() if case.size == 1])
+def test_losses_of_steps(isa: str, loss: str) -> None:
+    Twins(LOSSES[loss], OPTIMIZERS["adam"]).check(2, EXACT, 1001)
+    assert blocks(isa, torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": False},
+        {"residual": True},
+        {"dropout": 0.3, "residual": True, "activation": "silu", "output_activation": "tanh"},
+    ],
+    ids=str,
+)
+def test_networks_of_steps(isa: str, options: dict[str, Any]) -> None:
+    model = FusedMLP([13, 13, 13, 5], dtype=torch.float64, **{"activation": "gelu", **options})
+    Twins(LOSSES["mse"], OPTIMIZERS["adam"], model=model).check(3, EXACT, 1000)
+    assert blocks(isa, torch.float64)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (0, 1), (2, 3), (4, 5), (1, 3, 5), range(5)], ids=str)
+def test_frozen_layers_of_steps(isa: str, frozen: Sequence[int]) -> None:
+    twins = Twins(model=FusedMLP(SIZES, activation="gelu", dtype=torch.float64))
+    for network in (twins.model, twins.plain):
+        parameters = list(network.parameters())
+        for index in frozen:
+            parameters[index].requires_grad_(False)
+    twins.check(2, EXACT, 1000)
+    assert blocks(isa, torch.float64)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_bits_of_steps_do_not_depend_on_threads(
+    isa: str, dtype: torch.dtype, threads: int, max_grad_norm: float | None
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(1001, SIZES[0], dtype=dtype), torch.randint(SIZES[-1], (1001,))
+    first = FusedMLP(SIZES, dtype=dtype)
+    found = []
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        model = copy.deepcopy(first)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        step = TrainStep(model, nn.CrossEntropyLoss(), optimizer, max_grad_norm=max_grad_norm)
+        losses = [step(x, y) for _ in range(2)]
+        found.append([*losses, *(p.detach() for p in model.parameters())])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    assert blocks(isa, dtype)
