@@ -34,7 +34,7 @@ FASTMLP_INLINE void add_all(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t 
                             int64_t a_row_stride, int64_t a_col_stride, const T* b,
                             int64_t b_stride, typename Vec<T>::Mask tail, T* c, int64_t c_stride) {
   using V = Vec<T>;
-  const T* lower = a + (rows + 1) / 2 * a_row_stride;
+  const T* lower = rows > 1 ? a + (rows + 1) / 2 * a_row_stride : a;
   constexpr int at_once = kTuning.fetches_tile_at_once ? vectors : 1;
   const int64_t run = at_once == vectors ? k : k / vectors + 1;
   for (int64_t begin = 0; begin < k; begin += run, c += V::width) {
@@ -69,7 +69,7 @@ FASTMLP_INLINE void add_listed(typename Vec<T>::Reg (&sum)[rows][vectors], int64
     FASTMLP_UNROLL
     for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * Vec<T>::width, 1);
   }
-  const T* const lower = a + (rows + 1) / 2 * a_row_stride;
+  const T* const lower = rows > 1 ? a + (rows + 1) / 2 * a_row_stride : a;
   for (int64_t p = 0; p < k; ++p) {
     add_product<T, rows, vectors, full>(sum, a + list[p] * a_col_stride,
                                         lower + list[p] * a_col_stride, a_row_stride,

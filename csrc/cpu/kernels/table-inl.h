@@ -59,6 +59,7 @@ Kernels<T> make_kernels(const char* isa) {
   static_assert(many.rows <= kMaxTileRows && few.rows <= many.rows);
   static_assert(few.vectors <= kMaxTileVectors && many.vectors <= few.vectors);
   static_assert(odd.rows <= kMaxTileRows && odd.vectors <= kMaxTileVectors);
+  static_assert(kTuning.odd_vectors == 0 || (odd.rows > 0 && odd.vectors > many.vectors));
   static_assert(kTuning.dot_rows <= kMaxDotTile && dot_columns <= row_columns &&
                 row_columns <= kMaxRowTile);
   static_assert(kTuning.block_depth <= kMaxBlockDepth);

@@ -30,13 +30,15 @@ class BackwardPlan {
   // has_looked: whether forward has looked at the input already, and what it found is still there.
   void run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked, T* workspace) const;
 
-  // Its blocks, where the batch is cut. A team of so many runs each for itself, `rows` being where
-  // its rows lie, and sums up their gradients, once all are there, for what becomes of them.
+  // Its blocks, where the batch is cut, the size of the team that is worth while, and the elements
+  // that the gradients of all blocks take.
   const BlockPlans<BackwardPlan>& blocks() const { return blocks_; }
   int threads() const { return threads_; }
   int64_t gradient_elements() const { return blocks_.count() * gradients_; }
+  // A block by one member alone; `rows`: where the block's operands lie.
   void run_block(int64_t block, NetworkMemory& rows, FirstLayer<T>& first, T* workspace,
                  T* gradients) const;
+  // This member's share of the sums over all blocks, once all have run, and what becomes of them.
   void sum_blocks(Member member, const NetworkMemory& memory, const T* gradients) const;
 
  private:

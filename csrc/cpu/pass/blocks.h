@@ -108,8 +108,8 @@ class BlockPlans {
     });
   }
   template <typename T>
-  void record(const Kernels<T>& kernels) const {
-    record_kernel<T>("blocks", kernels.isa, static_cast<int>(blocks_.rows),
+  void record(const Kernels<T>& kernels, const char* form = "blocks") const {
+    record_kernel<T>(form, kernels.isa, static_cast<int>(blocks_.rows),
                      static_cast<int>(blocks_.count));
   }
 

@@ -28,6 +28,7 @@ class ForwardPlan {
 
   // Its blocks, where the batch is cut, and a block's own plan run by one member alone.
   const BlockPlans<ForwardPlan>& blocks() const { return blocks_; }
+  int threads() const { return threads_; }
   void run_alone(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
  private:

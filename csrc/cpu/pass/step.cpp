@@ -36,6 +36,8 @@ class Steps {
   bool goes_in_blocks() const {
     return forward_->blocks() && backward_->blocks() && spec_.layers.back().out_features > 0;
   }
+  // Frozen layers are work for forward alone.
+  int block_threads() const { return std::max(forward_->threads(), backward_->threads()); }
   // Of what a block's forward leaves for its backward, and of all that a member needs for a block.
   int64_t saved_block_elements() const {
     return aligned<T>(saved_elements(forward_->blocks().plan(0).spec()));
@@ -96,7 +98,7 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
   const int64_t outputs = aligned<T>(rows * features);
   int64_t saved = 0;
   if (goes_in_blocks()) {
-    workspace_elements_ = backward_->threads() * block_elements() + backward_->gradient_elements();
+    workspace_elements_ = block_threads() * block_elements() + backward_->gradient_elements();
   } else {
     saved = aligned<T>(saved_elements(spec_));
     workspace_elements_ = std::max(aligned<T>(forward_->workspace_elements()),
@@ -149,13 +151,13 @@ T* Steps<T>::workspace(int64_t elements) {
 template <typename T>
 LossResult Steps<T>::run_blocks(Loss& loss, FirstLayer<T>& first, T* workspace) {
   const auto &forward = forward_->blocks(), &backward = backward_->blocks();
-  forward.record(*machine_.kernels);
+  forward.record(*machine_.kernels, "steps");
   prepare_loss<T>(loss);
   InlineVector<LossResult, 64> sums;
   sums.resize(forward.count());
   if (!clips()) advance(arguments_.updates);  // nothing is left that may fail
-  T* const gradients = workspace + backward_->threads() * block_elements();
-  run_team(backward_->threads(), [&](Member member) {
+  T* const gradients = workspace + block_threads() * block_elements();
+  run_team(block_threads(), [&](Member member) {
     T* const saved = workspace + member.index * block_elements();
     T* const own = saved + saved_block_elements();
     forward.template each<T>(member, spec_, memory_, [&](int64_t block, NetworkMemory& rows) {
@@ -181,7 +183,8 @@ LossResult Steps<T>::step(StepBatch& batch) {
   FirstLayer<T> first(forward_->sparse(),
                       {static_cast<const T*>(batch.input), batch.input_stride, 1});
   first.keep(panel_weight(first));
-  const int64_t forward_elements = aligned<T>(forward_->workspace_elements() + first.elements());
+  const int64_t forward_elements =
+      goes_in_blocks() ? 0 : aligned<T>(forward_->workspace_elements() + first.elements());
   const bool may_skip = first.looks_at_input() && spec_.layers[0].weight_gradient != Gradient::none;
   if (may_skip && !sparse_backward_) sparse_backward_ = backward_plan<T>(spec_, machine_, true);
   // What forward has found of the input is still there in backward.

@@ -31,9 +31,9 @@ def _cache() -> Iterator[None]:
     _C.set_second_level_cache_bytes(0)
 
 
-def blocks(isa: str, dtype: torch.dtype) -> set[tuple[int, int]]:
-    """Rows and number of the blocks that ran since the record began."""
-    found = [name.split("_") for name in _C.recorded_kernels() if name.startswith("blocks_")]
+def blocks(isa: str, dtype: torch.dtype, form: str = "blocks") -> set[tuple[int, int]]:
+    """Rows and number of the blocks that ran since the record began, passes or whole steps."""
+    found = [name.split("_") for name in _C.recorded_kernels() if name.startswith(f"{form}_")]
     kind = {torch.float32: "f32", torch.float64: "f64"}[dtype]
     assert all(name[1] == kind and name[3] == isa for name in found)
     return {(int(rows), int(count)) for rows, count in (name[2].split("x") for name in found)}
@@ -146,13 +146,13 @@ def test_steps(isa: str, optimizer: str, max_grad_norm: float | None) -> None:
     twins = Twins(LOSSES["ce"], OPTIMIZERS[optimizer], model=model, max_grad_norm=max_grad_norm)
     for rows in (1000, LEAST, 50, 1000):
         twins.check(2, EXACT, rows)
-    assert blocks(isa, torch.float64)
+    assert blocks(isa, torch.float64, "steps")
 
 
 @pytest.mark.parametrize("loss", [name for name, case in LOSSES.items() if case.size == 1])
 def test_losses_of_steps(isa: str, loss: str) -> None:
     Twins(LOSSES[loss], OPTIMIZERS["adam"]).check(2, EXACT, 1001)
-    assert blocks(isa, torch.float64)
+    assert blocks(isa, torch.float64, "steps")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_losses_of_steps(isa: str, loss: str) -> None:
 def test_networks_of_steps(isa: str, options: dict[str, Any]) -> None:
     model = FusedMLP([13, 13, 13, 5], dtype=torch.float64, **{"activation": "gelu", **options})
     Twins(LOSSES["mse"], OPTIMIZERS["adam"], model=model).check(3, EXACT, 1000)
-    assert blocks(isa, torch.float64)
+    assert blocks(isa, torch.float64, "steps")
 
 
 @pytest.mark.parametrize("frozen", [(0,), (0, 1), (2, 3), (4, 5), (1, 3, 5), range(5)], ids=str)
@@ -178,7 +178,7 @@ def test_frozen_layers_of_steps(isa: str, frozen: Sequence[int]) -> None:
         for index in frozen:
             parameters[index].requires_grad_(False)
     twins.check(2, EXACT, 1000)
-    assert blocks(isa, torch.float64)
+    assert blocks(isa, torch.float64, "steps")
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
@@ -198,4 +198,4 @@ def test_bits_of_steps_do_not_depend_on_threads(
         found.append([*losses, *(p.detach() for p in model.parameters())])
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
-    assert blocks(isa, dtype)
+    assert blocks(isa, dtype, "steps")
