@@ -78,10 +78,11 @@ SHAPES = (
     # torch takes several times as long at width 46 as at 45 (pytorch#144633); time should follow
     # work.
     *(Shape("width", f"width-{n}", (784, n, 10), 128) for n in (45, 46)),
-    # Where a tile's beginning and end cost as much as its middle, and policies.
+    # Where a tile's beginning and end cost as much as its middle; policies and tables.
     Shape("narrow", "narrow-33", (33,) * 9, 1000),
     Shape("narrow", "narrow-46", (45, 46, 46, 3), 1000),
     *(Shape("narrow", f"policy-{n}", (17, 64, 64, 6), n) for n in (64, 256, 2048)),
+    Shape("narrow", "table-256", (256, 512, 512, 2), 256),
     Shape("narrow", "table-1000", (100, 300, 300, 1), 1000),
     Shape("narrow", "square-256", (256,) * 5, 256),
     Shape("narrow", "curve-10000", (4, 32, 16, 4), 10000),

@@ -86,13 +86,17 @@ template <typename T>
 void combine(int64_t rows, int64_t n, const T* a, int64_t a_stride, const T* factor,
              const T* addend, int64_t addend_stride, T* c, int64_t c_stride) {
   using V = Vec<T>;
+  const auto one = V::set1(T(1));
   by_vectors<T>(
       rows, n,
       [&](int64_t i, int64_t j, auto... mask) FASTMLP_INLINED {
-        auto value = V::load(a + i * a_stride + j, mask...);
-        if (factor) value = V::mul(value, V::load(factor + i * c_stride + j, mask...));
-        if (addend) value = V::add(value, V::load(addend + i * addend_stride + j, mask...));
-        return value;
+        // Both in one instruction, said so: left to the compiler, whole vectors had one rounding
+        // and partial ones two, and bits hung on where a thread's rows begin.
+        const auto value = V::load(a + i * a_stride + j, mask...);
+        const auto factors = factor ? V::load(factor + i * c_stride + j, mask...) : one;
+        if (!addend) return factor ? V::mul(value, factors) : value;
+        const auto addends = V::load(addend + i * addend_stride + j, mask...);
+        return factor ? V::fma(value, factors, addends) : V::add(value, addends);
       },
       [&](int64_t i, int64_t j, auto value, auto... mask)
           FASTMLP_INLINED { V::store(c + i * c_stride + j, value, mask...); });
