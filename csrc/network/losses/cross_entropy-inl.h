@@ -2,7 +2,8 @@
 // after classes-inl.h.
 
 // The softmax of a vector of rows, one in each lane: of few classes most lanes of a row would be
-// idle, and sums across lanes take longer than the exponentials (18 of 33 ns a row of 4 classes).
+// idle, and maximum and sum across them as long as the exponentials (10 % of a training step of
+// 4-32-16-4 at batch 10,000, of which 4 % are left).
 constexpr int64_t kFewClasses = 64;
 
 template <typename T>
