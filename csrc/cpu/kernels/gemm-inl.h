@@ -1,12 +1,18 @@
 // Tiles of a matrix product. Included inside a target region, after vec_<isa>.h.
 
+// The lower half of a tile's rows of a has a pointer of its own: both halves share the multiples of
+// the stride. Of all rows' there were more than registers, and read from the stack in each step
+// they cost 15 % of a 6×2 tile.
+constexpr int upper_rows(int rows) { return (rows + 1) / 2; }
+
+template <int rows, typename T>
+FASTMLP_INLINE const T* lower_half(const T* a, int64_t a_row_stride) {
+  return rows > 1 ? a + upper_rows(rows) * a_row_stride : a;
+}
+
 // One step of k of a tile: a row of b by vectors, a column of a element by element. A masked load
 // takes a step of the multiply-add units, so the last vector is masked only where it has to be: 5 %
 // of an 8×3 tile.
-//
-// The lower half of a's rows has a pointer of its own: both halves share the multiples of the
-// stride. Of all rows' there were more than registers, and read from the stack in each step they
-// cost 15 % of a 6×2 tile.
 template <typename T, int rows, int vectors, bool full>
 FASTMLP_INLINE void add_product(typename Vec<T>::Reg (&sum)[rows][vectors], const T* a,
                                 const T* lower, int64_t a_row_stride, const T* b,
@@ -19,7 +25,7 @@ FASTMLP_INLINE void add_product(typename Vec<T>::Reg (&sum)[rows][vectors], cons
   row[last] = full ? V::load(b + last * V::width) : V::load(b + last * V::width, tail);
   FASTMLP_UNROLL
   for (int i = 0; i < rows; ++i) {
-    constexpr int half = (rows + 1) / 2;
+    constexpr int half = upper_rows(rows);
     const auto element = V::set1(i < half ? a[i * a_row_stride] : lower[(i - half) * a_row_stride]);
     FASTMLP_UNROLL
     for (int j = 0; j < vectors; ++j) sum[i][j] = V::fma(element, row[j], sum[i][j]);
@@ -34,7 +40,7 @@ FASTMLP_INLINE void add_all(typename Vec<T>::Reg (&sum)[rows][vectors], int64_t 
                             int64_t a_row_stride, int64_t a_col_stride, const T* b,
                             int64_t b_stride, typename Vec<T>::Mask tail, T* c, int64_t c_stride) {
   using V = Vec<T>;
-  const T* lower = rows > 1 ? a + (rows + 1) / 2 * a_row_stride : a;
+  const T* lower = lower_half<rows>(a, a_row_stride);
   constexpr int at_once = kTuning.fetches_tile_at_once ? vectors : 1;
   const int64_t run = at_once == vectors ? k : k / vectors + 1;
   for (int64_t begin = 0; begin < k; begin += run, c += V::width) {
@@ -69,7 +75,7 @@ FASTMLP_INLINE void add_listed(typename Vec<T>::Reg (&sum)[rows][vectors], int64
     FASTMLP_UNROLL
     for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * Vec<T>::width, 1);
   }
-  const T* const lower = rows > 1 ? a + (rows + 1) / 2 * a_row_stride : a;
+  const T* const lower = lower_half<rows>(a, a_row_stride);
   for (int64_t p = 0; p < k; ++p) {
     add_product<T, rows, vectors, full>(sum, a + list[p] * a_col_stride,
                                         lower + list[p] * a_col_stride, a_row_stride,
