@@ -32,12 +32,17 @@ class Network:
     """Layers, one after the other."""
 
     layers: list[Layer] = field(default_factory=list)
+    flattens: bool = False  # whether an nn.Flatten lies before the first layer
 
     @property
     def parameters(self) -> list[Tensor]:
         """Weights and biases."""
         both = ((layer.weight, layer.bias) for layer in self.layers)
         return [tensor for pair in both for tensor in pair if tensor is not None]
+
+    def flat(self, input: Tensor) -> Tensor:
+        """The input as the first layer takes it."""
+        return input.flatten(1) if self.flattens else input
 
     def encoded(
         self, draw: Callable[[Layer], Tensor] | None = None

@@ -88,6 +88,7 @@ def mlp(
 
 def run(input: Tensor, network: Network) -> Tensor:
     """The network, fused where it can be, plain elsewhere."""
+    input = network.flat(input)
     if torch.compiler.is_compiling():
         if why_plain_when_compiled(input, network) is None:
             result: Tensor = torch.ops.fastmlp.mlp(input, *network.drawn(input))
@@ -106,4 +107,8 @@ def why_plain(input: Any, network: Network) -> str | None:
     """Why :func:`run` takes the plain path for these arguments, None where it runs fused."""
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
+    if network.flattens and isinstance(input, Tensor):
+        if input.dim() < 2:
+            return "the input has fewer than two dimensions, and the model begins with Flatten"
+        input = input.flatten(1)
     return _C.why_plain(input, *network.encoded())

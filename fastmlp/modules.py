@@ -33,7 +33,7 @@ _call_model, _Module = _C.call_model, nn.Module
 _MODULE_CALL, _MISSING = nn.Module.__call__, object()
 _FOLDS_BATCH_NORM = fuse_linear_bn_eval.__code__
 
-_GLOBAL_HOOKS = (
+GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
     _module._global_backward_hooks,
@@ -72,28 +72,44 @@ def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
     """The network that these modules are, or why they are none that the operators know.
 
     Read anew in each call: modules, parameters and hooks can be exchanged at any time.
+
+    Args:
+        modules: by their names, in the order in which they run.
     """
-    for hooks in _GLOBAL_HOOKS:
+    for hooks in GLOBAL_HOOKS:
         if hooks:
             return "a global module hook is registered"
-    reader = _Reader()
+    reader = Reader()
     reason = reader.read(modules)
     if reason is None and not reader.network.layers:
         return "there is no linear layer"
     return reason or reader.network
 
 
-class _Reader:
-    """As Reader of csrc/python/read_network.cpp, which knows no reasons."""
+class Reader:
+    """As Reader of csrc/python/read_network.cpp, which knows no reasons.
 
-    def __init__(self) -> None:
-        self.network = Network()
+    Args:
+        as_trained: whether dropout counts in evaluation mode, too.
+    """
+
+    def __init__(self, as_trained: bool = False) -> None:
+        self.network, self.as_trained = Network(), as_trained
         # What may still belong to the last layer: its activation, and then its dropout.
         self.takes_activation = self.takes_dropout = False
+        self.residuals = 0  # that are open
 
     @property
     def layer(self) -> Layer:
         return self.network.layers[-1]
+
+    @property
+    def pays(self) -> bool:
+        """Whether there is more than one linear layer alone, which torch runs as fast."""
+        layers = self.network.layers
+        return len(layers) > 1 or any(
+            layer.activation or layer.dropout or layer.skip for layer in layers
+        )
 
     def read(self, modules: Mapping[str, nn.Module | None], prefix: str = "") -> str | None:
         """Appends the modules' layers to the network; returns why it cannot."""
@@ -110,18 +126,21 @@ class _Reader:
         return None
 
     def read_module(self, name: str, module: nn.Module) -> str | None:
-        kind = type(module)
+        kind = READ_AS.get(type(module), type(module))
         if kind is nn.Linear or kind is FusedLinear:
             return self.read_linear(name, module)
         if kind is nn.Dropout:
             return self.read_dropout(name, module)  # type: ignore[arg-type]
         if kind is Residual:
             return self.read_residual(name, module)
+        if kind is nn.Flatten:
+            return self.read_flatten(name, module)  # type: ignore[arg-type]
         if kind in _CONTAINERS:
             return self.read(module._modules, f"{name}.")
         found = _activations.read(module)
         if found is None:
-            return f"module {name}, {module}, is not fused"
+            what = module._get_name() if module._modules else module
+            return f"module {name}, {what}, is not fused"
         return self.take_activation(name, *found)
 
     def take_activation(self, name: str, number: int, parameters: tuple[float, ...]) -> str | None:
@@ -131,6 +150,14 @@ class _Reader:
             return f"module {name} does not follow a linear layer"
         self.layer.activation, self.layer.parameters = number, parameters
         self.takes_activation = False
+        return None
+
+    def read_flatten(self, name: str, module: nn.Flatten) -> str | None:
+        if self.residuals or self.network.layers:
+            return f"module {name} does not lie before all linear layers"
+        if (module.start_dim, module.end_dim) != (1, -1):
+            return f"module {name} leaves other dimensions than the first"
+        self.network.flattens = True
         return None
 
     def read_linear(self, name: str, module: nn.Module) -> str | None:
@@ -151,7 +178,7 @@ class _Reader:
             return f"module {name} works in place"
         if not 0 <= module.p <= 1:
             return f"module {name} has no probability, but {module.p}"
-        if module.training and module.p > 0:
+        if (module.training or self.as_trained) and module.p > 0:
             if not self.takes_dropout:
                 return f"module {name} does not follow a linear layer or its activation"
             self.layer.dropout = float(module.p)
@@ -161,7 +188,9 @@ class _Reader:
     def read_residual(self, name: str, block: nn.Module) -> str | None:
         before = len(self.network.layers)
         self.takes_activation = self.takes_dropout = False
+        self.residuals += 1
         reason = self.read(block._modules)
+        self.residuals -= 1
         if reason is not None:
             return f"module {name}: {reason}"
         if len(self.network.layers) == before:
@@ -178,17 +207,26 @@ class _Reader:
 def runs_its_modules(module: Any) -> bool:
     """Whether a module's class makes it call its modules, one after the other, and no more."""
     kind = type(module)
-    return (
-        issubclass(kind, nn.Sequential)
-        and kind.forward in (nn.Sequential.forward, FusedMLP.forward)
-        and all(
-            getattr(kind, name) in (getattr(nn.Sequential, name), getattr(FusedMLP, name))
-            for name in _CALLED
-        )
+    return is_sequential(kind.__dict__.get("unfused", kind))
+
+
+def is_sequential(kind: type) -> bool:
+    """Whether a class makes its modules call theirs, one after the other, and no more."""
+    return issubclass(kind, nn.Sequential) and _keeps(
+        kind, ("forward", *_CALLED, "__iter__"), nn.Sequential, FusedMLP
     )
 
 
-_CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "__iter__", "__getattr__")
+def is_linear(kind: type) -> bool:
+    """Whether a class makes its modules compute what nn.Linear does, and no more."""
+    return issubclass(kind, nn.Linear) and _keeps(kind, ("forward", *_CALLED), nn.Linear)
+
+
+def _keeps(kind: type, names: Sequence[str], *bases: type) -> bool:
+    return all(any(getattr(kind, name) is getattr(base, name) for base in bases) for name in names)
+
+
+_CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 
 
 class FusedMLP(nn.Sequential):
@@ -440,6 +478,8 @@ def _make_activation(activation: str | nn.Module | type[nn.Module]) -> nn.Module
 
 
 _CONTAINERS = (nn.Sequential, FusedMLP)  # which run their modules one after the other
+# Derived classes that keep what the reader goes by: which of those it knows they work like.
+READ_AS: dict[type, type] = {}
 
 _C.know_modules(
     {
@@ -448,11 +488,13 @@ _C.know_modules(
         "fused_mlp": FusedMLP,
         "dropout": nn.Dropout,
         "residual": Residual,
+        "flatten": nn.Flatten,
+        "read_as": READ_AS,
         "device_context": DeviceContext,
         "containers": list(_CONTAINERS),
     },
     [activation.kind for activation in _activations.ALL],
     _activations.NUMBERS,
-    list(_GLOBAL_HOOKS),
+    list(GLOBAL_HOOKS),
     list(MODULE_HOOKS),
 )

@@ -107,15 +107,20 @@ PyObject* run_modules(PyObject* modules, PyObject* object, PyObject* plain) {
   if (operand_in_the_way(object, input) || input->dim() == 0) return Py_NewRef(plain);
   Network network;
   network.dtype = input->scalar_type();
-  if (recognise(modules, network)) return run_network(*input, network);
+  if (recognise(modules, network)) {
+    if (!network.flattens) return run_network(*input, network);
+    const at::Tensor rows = network.flat(*input);
+    return rows.defined() ? run_network(rows, network) : Py_NewRef(plain);
+  }
   if (PyErr_Occurred()) throw py::error_already_set();
   return Py_NewRef(plain);
 }
 
-// run_modules(modules, input) -> Tensor or None
+// run_modules(modules, input) -> Tensor or None; modules: a Sequential's dict, or a tuple
 PyObject* run_modules(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (count != 2 || !PyDict_Check(args[0])) throw py::type_error("expected (modules, input)");
+  if (count != 2 || !(PyDict_Check(args[0]) || PyTuple_Check(args[0])))
+    throw py::type_error("expected (modules, input)");
   return run_modules(args[0], args[1], Py_None);
   END_HANDLE_TH_ERRORS
 }
@@ -184,8 +189,8 @@ py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
   return names_of(ones);
 }
 
-// classes: of linear, fused_linear, dropout, residual, device_context, containers, and of each
-// activation in turn.
+// classes: of linear, fused_linear, dropout, residual, flatten, device_context, containers, and of
+// each activation in turn; read_as: which others are read as one of these.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
                   const py::dict& activation_names, const py::list& global_hooks,
                   const py::list& hooks) {
@@ -197,6 +202,8 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   names.fused_forward = held(classes["fused_mlp"].attr("__dict__")["forward"]);
   names.dropout = held(classes["dropout"]);
   names.residual = held(classes["residual"]);
+  names.flatten = held(classes["flatten"]);
+  names.read_as = held(classes["read_as"]);
   names.device_context = held(classes["device_context"]);
   for (const auto& one : classes["containers"]) names.containers.push_back(held(one));
   int number = 0;

@@ -55,6 +55,11 @@ const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor) {
   return nullptr;
 }
 
+at::Tensor Network::flat(const at::Tensor& input) const {
+  if (!flattens) return input;
+  return input.dim() < 2 ? at::Tensor() : input.flatten(1);
+}
+
 std::string Network::append(PyObject* weight_object, PyObject* bias_object) {
   const at::Tensor *weight = nullptr, *bias = nullptr;
   if (const char* reason = operand_in_the_way(weight_object, weight))
@@ -143,6 +148,12 @@ class Reader {
   bool read(PyObject* modules) {
     Py_ssize_t position = 0;
     PyObject *key = nullptr, *module = nullptr;
+    if (PyTuple_Check(modules)) {
+      while (position < PyTuple_GET_SIZE(modules)) {
+        if (!read_module(PyTuple_GET_ITEM(modules, position++))) return false;
+      }
+      return true;
+    }
     while (PyDict_Next(modules, &position, &key, &module)) {
       if (!read_module(module)) return false;
     }
@@ -157,19 +168,38 @@ class Reader {
     const py::object state =
         py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
     if (!state || is_hooked(state.ptr())) return false;
-    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(module));
-    if (type == names_.linear) return read_linear(state.ptr());
-    if (type == names_.dropout) return read_dropout(state.ptr());
-    if (type == names_.fused_linear) return read_fused_linear(state.ptr());
-    if (type == names_.residual) return read_residual(state.ptr());
+    PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(module));
+    bool is_known = true;
+    const bool fits = read_as(type, state.ptr(), is_known);
+    if (is_known) return fits;
+    PyObject* const like = PyDict_GetItemWithError(names_.read_as, type);
+    return like && read_as(like, state.ptr(), is_known);
+  }
+
+  bool read_as(PyObject* type, PyObject* state, bool& is_known) {
+    if (type == names_.linear) return read_linear(state);
+    if (type == names_.dropout) return read_dropout(state);
+    if (type == names_.fused_linear) return read_fused_linear(state);
+    if (type == names_.residual) return read_residual(state);
+    if (type == names_.flatten) return read_flatten(state);
     for (PyObject* container : names_.containers) {
-      if (type == container) return read_children(state.ptr());
+      if (type == container) return read_children(state);
     }
-    return read_activation(type, state.ptr());
+    return read_activation(type, state, is_known);
+  }
+
+  // Rows of an image as one: before the first layer alone.
+  bool read_flatten(PyObject* state) {
+    const auto is = [&](PyObject* name, long number) {
+      PyObject* const value = PyDict_GetItemWithError(state, name);
+      return value && PyLong_CheckExact(value) && PyLong_AsLong(value) == number;
+    };
+    if (residuals_ > 0 || !network_.program.layers.empty()) return false;
+    return network_.flattens = is(names_.start_dim, 1) && is(names_.end_dim, -1);
   }
 
   // The activation and its parameters.
-  bool read_activation(PyObject* type, PyObject* state) {
+  bool read_activation(PyObject* type, PyObject* state, bool& is_known) {
     for (const KnownActivation& one : names_.activations) {
       if (one.type != type) continue;
       const ActivationInfo& info = activations()[one.number];
@@ -191,7 +221,7 @@ class Reader {
       }
       return info.takes(layer().parameters);
     }
-    return false;
+    return is_known = false;
   }
 
   bool read_linear(PyObject* state) {
@@ -253,7 +283,9 @@ class Reader {
   bool read_residual(PyObject* state) {
     const int64_t before = network_.program.layers.size();
     stage_ = Stage::closed;
+    ++residuals_;
     if (!read_children(state) || network_.program.layers.size() != before + 1) return false;
+    --residuals_;
     const at::Tensor& weight = network_.operands[layer().weight];
     if (layer().skip || weight.size(0) != weight.size(1)) return false;
     layer().skip = true;
@@ -264,6 +296,7 @@ class Reader {
   const Known& names_ = known();
   Network& network_;
   Stage stage_ = Stage::closed;
+  int residuals_ = 0;  // that are open
 };
 
 }  // namespace

@@ -23,6 +23,10 @@ struct Network {
   at::ScalarType dtype = at::ScalarType::Undefined;  // the input's; Undefined: the first weight's
   Program program;                                   // dropout still to be drawn
   c10::SmallVector<at::Tensor, 12> operands;
+  bool flattens = false;  // whether an nn.Flatten lies before the first layer
+
+  // The input as the first layer takes it; undefined where torch's Flatten refuses it.
+  at::Tensor flat(const at::Tensor& input) const;
 
   Arguments arguments(const at::Tensor& input) const {
     return {input, at::TensorList(operands.data(), operands.size()), program};
@@ -52,18 +56,22 @@ struct Known {
   PyObject* fused_forward = nullptr;  // FusedMLP's own
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
+  PyObject* flatten = nullptr;
   PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
   std::vector<PyObject*> containers;   // classes that run their modules one after the other
   std::vector<KnownActivation> activations;
   std::vector<PyObject*> global_hooks;   // dicts
   std::vector<PyObject*> hooks;          // the names of a module's dicts of hooks
   PyObject* activation_names = nullptr;  // a dict: name → number
+  PyObject* read_as = nullptr;           // a dict: class → the class above that it works like
   PyObject* parameters = PyUnicode_InternFromString("_parameters");
   PyObject* modules = PyUnicode_InternFromString("_modules");
   PyObject* training = PyUnicode_InternFromString("training");
   PyObject* p = PyUnicode_InternFromString("p");
   PyObject* activation = PyUnicode_InternFromString("activation");
   PyObject* inplace = PyUnicode_InternFromString("inplace");
+  PyObject* start_dim = PyUnicode_InternFromString("start_dim");
+  PyObject* end_dim = PyUnicode_InternFromString("end_dim");
   PyObject* forward = PyUnicode_InternFromString("forward");
   PyObject* compiled_call = PyUnicode_InternFromString("_compiled_call_impl");
   PyObject* weight = PyUnicode_InternFromString("weight");
@@ -81,8 +89,9 @@ bool has_global_hooks();
 bool is_hooked(PyObject* state);
 
 // The operands of a Sequential (nested or not) of linear layers, activations, dropout and residual
-// blocks of these, recognised anew in each call at a sixth of what the same takes in Python. False
-// for any other, which runs plain; read_modules() of _network.py, which reads as much, says why.
+// blocks of these, recognised anew in each call at a sixth of what the same takes in Python.
+// modules: its dict, or a tuple. False for any other, which runs plain; read_modules() of
+// modules.py, which reads as much, says why.
 bool recognise(PyObject* modules, Network& network);
 
 }  // namespace fastmlp

@@ -182,15 +182,19 @@ class StepObjects {
     return found;
   }
 
-  // … beside the input.
-  bool read_network(PyObject* input_object, const at::Tensor*& input, Network& network) const {
+  // … beside the input, as the first layer takes it.
+  bool read_network(PyObject* input_object, at::Tensor& input, Network& network) const {
     if (const char* reason = mode_in_the_way()) refuse(std::string("cannot run while ") + reason);
-    if (const char* reason = operand_in_the_way(input_object, input))
+    const at::Tensor* given = nullptr;
+    if (const char* reason = operand_in_the_way(input_object, given))
       refuse(std::string("the input is ") + reason);
-    if (input->dim() == 0) refuse("the input has no dimensions");
+    if (given->dim() == 0) refuse("the input has no dimensions");
     without_gradient(input_object, "input");
-    network.dtype = input->scalar_type();
-    return read_network(network);
+    network.dtype = given->scalar_type();
+    if (!read_network(network)) return false;
+    input = network.flat(*given);
+    if (!input.defined()) refuse("the input has one dimension, and the model begins with Flatten");
+    return true;
   }
 
   // What torch.optim's schedulers look for, and the last step's right predictions; -1: None.
@@ -565,14 +569,14 @@ PyObject* pair(PyObject* first, PyObject* second) {
 PyObject* one_step(PyObject* const* args, Py_ssize_t count) {
   if (count != 3) throw py::type_error("expected (step, input, target)");
   const StepObjects step(args[0]);
-  const at::Tensor* input = nullptr;
+  at::Tensor input;
   Network network;
   if (!step.read_network(args[1], input, network)) Py_RETURN_NONE;
   LossArguments loss = read_loss(step.loss_kind, step.loss);
   const at::Tensor& target = read_target(args[2], "target", loss);
   Optimizer optimizer(step, network);
   StepResult result;
-  const Arguments arguments = network.arguments(*input);
+  const Arguments arguments = network.arguments(input);
   run_steps(optimizer, [&](int64_t& done) {
     const LockReleased released(arguments);
     result = train_step(arguments, target, loss, optimizer.updates(), step.max_grad_norm);
@@ -587,7 +591,7 @@ PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
     throw py::type_error(
         "expected (step, buffer, inputs, targets, order, batch_size, scale, shift)");
   const StepObjects step(args[0]);
-  const at::Tensor* buffer = nullptr;
+  at::Tensor buffer;
   Network network;
   if (!step.read_network(args[1], buffer, network)) Py_RETURN_NONE;
   LossArguments loss = read_loss(step.loss_kind, step.loss);
@@ -597,12 +601,12 @@ PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
                         PyLong_AsLongLong(args[5]),
                         number(args[6]),
                         number(args[7]),
-                        *buffer};
+                        buffer};
   if (batches.size < 1) throw py::value_error("expected a batch_size of at least 1");
   const at::Tensor losses = at::empty({batches.count()}, at::kDouble);
   const at::Tensor correct = at::empty({batches.count()}, at::kLong);
   Optimizer optimizer(step, network);
-  const Arguments arguments = network.arguments(*buffer);
+  const Arguments arguments = network.arguments(buffer);
   run_steps(optimizer, [&](int64_t& done) {
     const LockReleased released(arguments, batches.count());
     train_steps(arguments, batches, loss, optimizer.updates(), step.max_grad_norm,

@@ -1,0 +1,634 @@
+"""A module's own forward, read by torch.fx and written anew with its chains as one operation each.
+
+What a forward does beside calling modules and functions on its inputs is taken as it was when the
+forward was read: values of the module's attributes, the modules it holds, whether it trains. All of
+these are compared in each call, and where one has changed the forward is read again. What cannot be
+compared, or would not happen again, is refused, and the forward runs as it is.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import operator
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_any
+
+from fastmlp import _activations
+from fastmlp._chain import Chain, cut
+from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual
+
+
+class Untraceable(Exception):
+    """Why a forward stays as it is."""
+
+
+class Plan:
+    """A forward as it is run.
+
+    Attributes:
+        chains: what runs as one operation.
+        reasons: why linear layers are in no chain, by their names.
+        holds: whether all is as it was when the forward was read.
+        run: the forward, of the module and its inputs.
+    """
+
+    def __init__(
+        self,
+        chains: list[Chain],
+        reasons: dict[str, str],
+        holds: Callable[[], bool],
+        run: Callable[..., Any],
+    ) -> None:
+        self.chains, self.reasons, self.holds, self.run = chains, reasons, holds, run
+
+    @classmethod
+    def of_nothing(cls, forward: Callable[..., Any]) -> Plan:
+        """A forward as it is, whatever comes."""
+        return cls([], {}, lambda: True, forward)
+
+
+def plan_of(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> Plan:
+    """The forward of a module, with chains.
+
+    Args:
+        module: whose forward takes tensors, and is asked for with its defaults alone.
+        base: the class whose forward it is.
+        is_leaf: whether a module in it is called as it is, and not read.
+
+    Raises:
+        Untraceable: why it cannot be.
+    """
+    required_inputs(base.forward)
+    try:
+        return _read(module, base, is_leaf)
+    except Untraceable:
+        if all(map(is_leaf, module.children())):
+            raise
+        # What is in it may be the reason.
+        return _read(module, base, lambda one: True)
+
+
+def _read(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> Plan:
+    with _LOCK:
+        both = []
+        for mode in (torch.enable_grad, torch.no_grad):
+            tracer = _Tracer(base, is_leaf)
+            with mode():
+                both.append((tracer, tracer.read(module)))
+    (tracer, graph), (_, again) = both
+    # What depends on chance, on time, or on the mode.
+    if _text(graph) != _text(again):
+        raise Untraceable("its forward does not do the same each time")
+    chains, reasons = _join(graph, module)
+    code = graph.python_code("self")
+    names: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, f"<fastmlp: forward of {base.__name__}>", "exec"), names)
+    return Plan(chains, reasons, tracer.guard(), names["forward"])
+
+
+def required_inputs(forward: Callable[..., Any]) -> list[str]:
+    """The names of a forward's inputs beside those with a default."""
+    names = []
+    for name, parameter in list(inspect.signature(forward).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise Untraceable(f"its forward takes {parameter}, any number of arguments")
+        if parameter.default is not parameter.empty:
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            raise Untraceable(f"its forward has to be given {name} by name")
+        names.append(name)
+    if not names:
+        raise Untraceable("its forward takes no input")
+    return names
+
+
+_LOCK = threading.RLock()
+
+
+def _text(graph: fx.Graph) -> str:
+    return str(graph.python_code("self").src)
+
+
+# --- Reading
+
+_PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
+_FX = torch.fx.__name__
+
+
+class _Proxy(fx.Proxy):
+    """Stands for a tensor. What would tell the one from the other ends the reading."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        caller = inspect.currentframe().f_back  # type: ignore[union-attr]
+        if caller is not None and str(caller.f_globals.get("__name__", "")).startswith("torch."):
+            return _Proxy
+        raise self.tracer.refused("its forward asks for the type of a value")  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(Tensor, name) and not (name.startswith("__") and name.endswith("__")):
+            raise self.tracer.refused(f"its forward asks a tensor for {name}")  # type: ignore[attr-defined]
+        return super().__getattr__(name)
+
+
+class _OfInputsAlone(TorchFunctionMode):
+    """Refuses what torch would compute while the forward is read, and never again."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not tree_any(lambda one: isinstance(one, fx.Proxy), (args, kwargs)):
+            name = getattr(func, "__name__", str(func))
+            raise self.tracer.refused(f"its forward calls {name} on none of its inputs")
+        return func(*args, **(kwargs or {}))
+
+
+class _Tracer(fx.Tracer):
+    """Reads a forward once, and what it depends on."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.base, self.is_leaf = base, is_leaf
+        self.thread = threading.get_ident()
+        self.refusal: Untraceable | None = None
+        self.bases: dict[nn.Module, type[nn.Module]] = {}  # of the modules whose forward is read
+        self.lists: list[nn.Module] = []  # that hold such modules, or others
+        # What has been asked for: (whose dict, the name) → (the value, and a copy if it is mutable)
+        self.asked: dict[tuple[int, str], tuple[dict[str, Any], str, Any, Any]] = {}
+        self.records: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # attributes, a copy
+
+    def refused(self, reason: str) -> Untraceable:
+        if self.refusal is None:
+            self.refusal = Untraceable(reason)
+        return self.refusal
+
+    def read(self, root: nn.Module) -> fx.Graph:
+        """The graph of a module's forward."""
+        self.bases, self.lists = {root: self.base}, []
+        self._collect(root)
+        self.state = _torch_state()
+        chance = _states_of_chance()
+        with self.recording():
+            try:
+                graph = self.trace(root)
+            except Exception as error:
+                text = (str(error).splitlines() or [type(error).__name__])[0]
+                raise self.refusal or Untraceable(f"torch.fx cannot trace it: {text}") from None
+            finally:
+                changed = self.restore()
+        if self.refusal is not None:  # and caught in the forward
+            raise self.refusal
+        if _states_of_chance() != chance:
+            raise Untraceable("its forward draws random numbers")
+        if changed:
+            raise Untraceable(f"its forward changes {changed[0]}")
+        return graph
+
+    def _collect(self, module: nn.Module) -> None:
+        """Finds the modules in a module whose forward is read, too."""
+        for child in module.children():
+            if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+                self.lists.append(child)
+            elif child in self.bases or self.is_leaf(child):
+                continue
+            else:
+                self.bases[child] = unfused(type(child))
+            self._collect(child)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Modules tell what they are asked for, and take no new attributes."""
+        kinds = {module: type(module) for module in self.bases}
+        try:
+            for module, base in self.bases.items():
+                _set_class(module, _recorder(base, self))
+            with _OfInputsAlone(self):
+                yield
+        finally:
+            for module, kind in kinds.items():
+                _set_class(module, kind)
+
+    # What torch.fx asks of a tracer
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        names = required_inputs(self.base.forward)
+        return root_fn, [
+            self.root,
+            *(self.create_proxy("placeholder", name, (), {}) for name in names),
+        ]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m not in self.bases
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        if _torch_state() != self.state:
+            raise self.refused("its forward enters a mode of torch")
+        return super().create_proxy(*args, **kwargs)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:  # torch.fx traces all threads' calls
+            return forward(*args, **kwargs)
+        if m not in self.submodule_paths:  # type: ignore[operator]
+            raise self.refused(f"its forward calls a {type(m).__name__} that is no child of it")
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def get_fresh_qualname(self, prefix: str) -> str:
+        raise self.refused("its forward uses a tensor that is no parameter and no buffer")
+
+    # What the forward depends on
+
+    def ask(self, values: dict[str, Any], name: str, value: Any) -> None:
+        """Notes that a value was read."""
+        if (id(values), name) in self.asked:
+            return
+        copied = value
+        if _is_record(value):
+            self.records[id(value)] = vars(value), dict(vars(value))
+        elif not isinstance(value, Tensor) and not _is_comparable(
+            value
+        ):  # a tensor is in the graph
+            raise self.refused(
+                f"its forward reads {name}, a {type(value).__name__}, which may change"
+            )
+        elif type(value) in (list, dict, set):
+            copied = value.copy()
+        self.asked[id(values), name] = values, name, value, copied
+
+    def restore(self) -> list[str]:
+        """Takes back what the forward has written to objects that it read; returns their names."""
+        changed = []
+        for _, name, value, copied in self.asked.values():
+            if not _is_same(value, copied):
+                changed.append(name)
+                value.clear()
+                value.extend(copied) if isinstance(value, list) else value.update(copied)
+        for values, copied in self.records.values():
+            if values != copied:
+                changed += [name for name in values if values[name] is not copied.get(name, values)]
+                values.clear()
+                values.update(copied)
+        return changed
+
+    def guard(self) -> Callable[[], bool]:
+        """Whether all that the forward depends on is as it was, as a function."""
+        names: dict[str, Any] = {"missing": object()}
+        terms: list[str] = []
+
+        def name(value: Any) -> str:
+            names[f"v{len(names)}"] = value
+            return f"v{len(names) - 1}"
+
+        def same(values: dict[str, Any], key: str, value: Any, copied: Any) -> None:
+            found = f"{name(values)}.get({key!r}, missing)"
+            if type(value) in (int, float, complex, str, bytes, list, dict, set, tuple):
+                terms.append(f"{found} == {name(copied)}")
+            else:
+                terms.append(f"{found} is {name(value)}")
+
+        for values, key, value, copied in self.asked.values():
+            if not isinstance(value, Tensor):
+                same(values, key, value, copied)
+        terms += [f"{name(values)} == {name(copied)}" for values, copied in self.records.values()]
+        _, *inner = self.bases
+        for base in dict.fromkeys(self.bases.values()):
+            for key, value in _outer_values(base.forward):
+                same(base.forward.__globals__, key, value, value)
+            terms.append(f"{name(base)}.forward is {name(base.forward)}")
+        for module in dict.fromkeys([*self.bases, *self.lists]):
+            values = module.__dict__
+            terms.append(f"{name(values)}['training'] is {values['training']}")
+            children = tuple(values["_modules"].values())
+            terms.append(f"tuple({name(values['_modules'])}.values()) == {name(children)}")
+        for module in inner:
+            values = module.__dict__
+            terms += [f"not {name(values[hooks])}" for hooks in MODULE_HOOKS]
+            terms.append(f"'forward' not in {name(values)}")
+            terms.append(f"{name(module)}.__class__ is {name(type(module))}")
+        if inner:
+            terms += [f"not {name(hooks)}" for hooks in GLOBAL_HOOKS]
+        exec("def holds(): return " + " and ".join(dict.fromkeys(terms)), names)
+        return names["holds"]  # type: ignore[no-any-return]
+
+
+def unfused(kind: type) -> type:
+    """The class that a fused one was made of."""
+    return kind.__dict__.get("unfused", kind)  # type: ignore[no-any-return]
+
+
+def _set_class(module: nn.Module, kind: type) -> None:
+    object.__setattr__(module, "__class__", kind)
+
+
+def _recorder(base: type[nn.Module], tracer: _Tracer) -> type[nn.Module]:
+    """A class of the same forward, whose objects tell the tracer what they are asked for."""
+
+    def __getattribute__(self: nn.Module, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name.startswith("__") or name in _OWN_ATTRIBUTES:
+            return value
+        if threading.get_ident() == tracer.thread:
+            values = object.__getattribute__(self, "__dict__")
+            if name in values:
+                tracer.ask(values, name, value)
+        return value
+
+    def refuse(self: nn.Module, name: str, *value: Any) -> None:
+        raise tracer.refused(f"its forward sets {name}")
+
+    parts: dict[str, Any] = {
+        "__getattribute__": __getattribute__,
+        "__setattr__": refuse,
+        "__delattr__": refuse,
+    }
+    parts |= {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    return type(base.__name__, (base,), parts)
+
+
+def _torch_state() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_default_dtype(),
+    )
+
+
+def _states_of_chance() -> tuple[Any, ...]:
+    import random
+
+    import numpy as np
+
+    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+        state = torch.random.get_rng_state()
+    return random.getstate(), str(np.random.get_state()), bytes(state.numpy())
+
+
+def _is_comparable(value: Any) -> bool:
+    if isinstance(value, (list, tuple, set, dict)):
+        parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
+        return all(_is_comparable(part) for part in parts)
+    if isinstance(value, (*_PLAIN_VALUES, nn.Module, type, types.ModuleType)):
+        return True
+    return (
+        isinstance(
+            value,
+            (
+                types.FunctionType,
+                types.BuiltinFunctionType,
+                types.MethodType,
+                types.MethodDescriptorType,
+            ),
+        )
+        or type(value).__module__ == "torch._ops"
+    )
+
+
+def _is_record(value: Any) -> bool:
+    """Whether an object is no more than its attributes, all of which can be compared."""
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (type, nn.Module, Tensor, types.FunctionType, types.ModuleType))
+        and not isinstance(value, (list, tuple, dict, set))
+        and kind.__getattribute__ is object.__getattribute__
+        and not hasattr(kind, "__getattr__")
+        and all(map(_is_comparable, vars(value).values()))
+    )
+
+
+def _is_same(value: Any, copied: Any) -> bool:
+    return value is copied or bool(type(value) is type(copied) and value == copied)
+
+
+def _outer_values(function: Any) -> Iterator[tuple[str, Any]]:
+    """Plain values of a function's module that it refers to."""
+    code = getattr(function, "__code__", None)
+    for name in code.co_names if code is not None else ():
+        value = function.__globals__.get(name, _PLAIN_VALUES)
+        if isinstance(value, _PLAIN_VALUES) and not hasattr(builtins, name):
+            yield name, value
+
+
+# --- Joining
+
+_IN_PLACE = frozenset(
+    getattr(operator, name)
+    for name in dir(operator)
+    if name.startswith("__i") and name not in ("__index__", "__inv__", "__invert__")
+)
+
+
+def _join(graph: fx.Graph, root: nn.Module) -> tuple[list[Chain], dict[str, str]]:
+    """Makes each chain in a graph one call; returns the chains, and why others are none."""
+    paths = _paths(graph, root)
+    chains: list[Chain] = []
+    reasons: dict[str, str] = {}
+    places = {node: i for i, node in enumerate(graph.nodes)}
+    for path in paths:
+        found = cut({step.name: step.module for step in path})
+        reasons |= found.reasons
+        by_name = {step.name: step for step in path}
+        for chain in found.chains:
+            steps = [by_name[name] for name in chain.names]
+            own = [node for step in steps for node in step.nodes]
+            first, last = min(map(places.__getitem__, own)), max(map(places.__getitem__, own))
+            between = [n for n in graph.nodes if first < places[n] < last and n not in own]
+            if not all(_is_pure(node, root) for node in between):
+                for step in steps:
+                    reasons[step.name] = "something between its layers may change their values"
+                continue
+            end = steps[-1].nodes[-1]
+            with graph.inserting_after(end):
+                call = graph.call_function(chain, (steps[0].input,))
+            end.replace_all_uses_with(call)
+            for node in sorted(own, key=places.__getitem__, reverse=True):
+                graph.erase_node(node)
+            places[call] = places[end]
+            chains.append(chain)
+            # Paths above that begin where this one ends.
+            for other in paths:
+                for step in other:
+                    if step.input is end:
+                        step.input = call
+    graph.lint()
+    return chains, reasons
+
+
+class _Step:
+    """What a node, or the nodes of a residual block, do to one value.
+
+    Attributes:
+        input: the node whose value it takes.
+        module: that does the same.
+        name: of the module, or of the node.
+        nodes: in the order of the graph.
+    """
+
+    def __init__(self, input: fx.Node, module: nn.Module, name: str, nodes: list[fx.Node]) -> None:
+        self.input, self.module, self.name, self.nodes = input, module, name, nodes
+
+
+def _paths(graph: fx.Graph, root: nn.Module) -> list[list[_Step]]:
+    """Steps whose values nothing else reads but the next one, as many in a row as there are."""
+    ends: dict[fx.Node, list[_Step]] = {}  # paths by their last node
+    for node in graph.nodes:
+        step = _residual(node, ends) or _step(node, root)
+        if step is None:
+            continue
+        users = {user for user in step.input.users if user not in step.nodes}
+        path = [] if users else ends.pop(step.input, [])
+        if any(step.name == other.name for other in path):  # a layer that is used again
+            step.name = f"{step.name}@{node.name}"
+        ends[node] = [*path, step]
+    return list(ends.values())
+
+
+def _residual(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
+    """x + f(x), where f is a path from x that the reader knows as a block."""
+    is_sum = node.op == "call_function" and node.target in (operator.add, torch.add)
+    is_sum = is_sum or (node.op == "call_method" and node.target == "add")
+    if not is_sum or node.kwargs or len(node.args) != 2:
+        return None
+    for input, end in (node.args, reversed(node.args)):
+        if not isinstance(input, fx.Node) or not isinstance(end, fx.Node) or input is end:
+            continue
+        path = ends.get(end)
+        if path is None or path[0].input is not input or len(end.users) != 1:
+            continue
+        block = Residual()
+        for i, step in enumerate(path):
+            block.add_module(str(i), step.module)
+        if Reader(as_trained=True).read({"block": block}) is None:
+            del ends[end]
+            names = "+".join(step.name for step in path)
+            return _Step(input, block, names, [*(n for s in path for n in s.nodes), node])
+    return None
+
+
+def _step(node: fx.Node, root: nn.Module) -> _Step | None:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    input = node.args[0]
+    if node.op == "call_module":
+        if len(node.args) > 1 or node.kwargs or _reads_more(node):
+            return None
+        name = str(node.target)
+        return _Step(input, root.get_submodule(name), name, [node])
+    arguments = _constants(node)
+    if arguments is None:
+        return None
+    module = _module_of(node, *arguments)
+    return None if module is None else _Step(input, module, node.name, [node])
+
+
+def _reads_more(node: fx.Node) -> bool:
+    return len(node.all_input_nodes) != 1
+
+
+def _constants(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """A node's arguments after the first, where no other value is among them."""
+    if len(node.all_input_nodes) != 1:
+        return None
+    return tuple(node.args[1:]), dict(node.kwargs)
+
+
+def _module_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
+    """A module that does the same as a function or a method."""
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        spaces: tuple[Any, ...] = (F, torch)
+        if not any(getattr(space, name, None) is node.target for space in spaces):
+            return None
+    elif node.op == "call_method":
+        name = str(node.target)
+    else:
+        return None
+    if name == "dropout" and node.op == "call_function":
+        return _dropout(*args, **kwargs)
+    if name == "flatten":
+        dims = (*args, *kwargs.values())
+        return nn.Flatten() if dims in ((1,), (1, -1)) else None
+    for activation in _activations.ALL:
+        mode_name = activation.mode_name  # gelu's, which is one function of two kinds
+        if mode_name is None and activation.name == name:
+            break
+        if mode_name and activation.op == name and kwargs.get(mode_name, "none") == activation.mode:
+            break
+    else:
+        return None
+    kwargs.pop("inplace", None)  # of a value that nothing else reads
+    if activation.mode_name is not None:
+        kwargs.pop(activation.mode_name, None)
+        if args or kwargs:
+            return None
+        return activation.make()
+    names = list(activation.parameters)
+    if len(args) > len(names) or not kwargs.keys() <= set(names):
+        return None
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if not all(isinstance(value, (int, float)) for value in given.values()):
+        return None
+    module = activation.kind(**given)
+    return module if _activations.read(module) is not None else None
+
+
+def _dropout(p: Any = 0.5, training: Any = True, inplace: Any = False) -> nn.Module | None:
+    if not isinstance(p, (int, float)) or not 0 <= p <= 1 or inplace:
+        return None
+    return nn.Dropout(p).train(bool(training))
+
+
+_QUIET_MODULES = (
+    nn.Linear, nn.Identity, nn.Flatten, nn.LayerNorm, nn.Embedding, nn.modules.batchnorm._NormBase,
+    nn.modules.conv._ConvNd,
+)  # fmt: skip
+_OF_CHANCE = ("dropout", "rand", "bernoulli", "multinomial", "normal", "poisson", "rrelu")
+
+
+def _is_pure(node: fx.Node, root: nn.Module) -> bool:
+    """Whether it makes no difference if a node comes before or after others: it neither writes
+    anything nor draws random numbers."""
+    if node.kwargs.get("inplace") or "out" in node.kwargs:
+        return False
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        is_activation = _activations.read(module) is not None
+        is_quiet = isinstance(module, _QUIET_MODULES) or is_activation
+        return is_quiet and not getattr(module, "inplace", False)
+    name = str(getattr(node.target, "__name__", node.target))
+    if node.op == "call_function" and not isinstance(node.target, Chain):
+        of = str(getattr(node.target, "__module__", None) or "torch").split(".")[0]
+        if of not in ("torch", "_operator", "math", "builtins"):
+            return False
+    is_in_place = name.endswith("_") or node.target in _IN_PLACE or node.target is operator.setitem
+    return not is_in_place and not any(part in name for part in _OF_CHANCE)

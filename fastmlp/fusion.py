@@ -1,0 +1,355 @@
+"""Making the multilayer perceptrons in any model run fused, and undoing it."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from fastmlp import functional
+from fastmlp._chain import Chain, cut
+from fastmlp._trace import Plan, Untraceable, plan_of, required_inputs, unfused
+from fastmlp.modules import (
+    MODULE_HOOKS,
+    READ_AS,
+    FusedLinear,
+    FusedMLP,
+    Residual,
+    is_linear,
+    is_sequential,
+    read_modules,
+)
+
+__all__ = ["fuse", "unfuse"]
+
+
+def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The same model, whose linear layers run fused with what stands between them.
+
+    In every module of the model, chains of linear layers, activations, dropout and residual sums
+    are found: in `nn.Sequential` and classes that keep its forward, and in a module's own forward,
+    which `torch.fx` reads. Modules in which there are some are given a class derived from their
+    own, under the name "Fused" and theirs; all else stays: parameters, buffers, names, hooks,
+    `state_dict`, and forwards that cannot be read. A chain runs as `FusedMLP` does, on the plain
+    path where that would. :func:`explain` tells what runs fused, and why the rest does not.
+
+    Attributes that a forward depends on, modules and layers can be changed afterwards: each call
+    compares what it was read with, and it is read again where that has changed.
+
+    Args:
+        model: any module.
+        inplace: whether the model itself is changed, so that whoever holds it or a part of it has
+            the fused one; otherwise the modules are new, with the very same parameters and buffers.
+
+    Returns:
+        the model, in training or evaluation mode as it was.
+
+    Raises:
+        TypeError: no module.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
+        >>> model = fastmlp.fuse(model)
+    """
+    model = _checked("fuse", model, inplace)
+    analyse(model)
+    return model
+
+
+def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """The model with the classes that its modules had before :func:`fuse`.
+
+    Args:
+        model: any module.
+        inplace: as of :func:`fuse`.
+
+    Raises:
+        TypeError: no module.
+    """
+    model = _checked("unfuse", model, inplace)
+    for module in model.modules():
+        if isinstance(module, _Fused):
+            _set_class(module, unfused(type(module)))
+            module.__dict__.pop(_KEPT, None)
+    return model
+
+
+def _checked(function: str, model: Any, inplace: bool) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"fastmlp.{function}: expected a torch.nn.Module, got {type(model).__name__}"
+        )
+    return model if inplace else twin(model)
+
+
+# --- A model of new modules
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """New modules with the very same parameters, buffers and other attributes."""
+    twins: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            twins[id(module)] = object.__new__(type(module))
+
+    def of(value: Any) -> Any:
+        """A value in which modules are the new ones."""
+        if isinstance(value, nn.Module):
+            return twins.get(id(value), value)
+        if isinstance(value, types.MethodType) and id(value.__self__) in twins:
+            return types.MethodType(value.__func__, twins[id(value.__self__)])
+        if type(value) in (list, tuple, set):
+            return type(value)(map(of, value))
+        if isinstance(value, dict) and type(value).__name__ in ("dict", "OrderedDict"):
+            return type(value)((key, of(one)) for key, one in value.items())
+        return value
+
+    for module in model.modules():
+        if id(module) in twins:
+            new = twins[id(module)].__dict__
+            new.update({k: of(v) for k, v in module.__dict__.items() if k != _KEPT})
+    return twins.get(id(model), model)
+
+
+# --- Classes
+
+_KEPT = "_fastmlp"  # where a module keeps what has been found in it; never saved
+_MOST_PLANS = 8  # of a forward, for the states in which it has been called
+
+
+class _Fused(nn.Module):
+    """What all fused classes are derived from; their attribute `unfused` is the class before."""
+
+    unfused: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        kind = type(self)
+        made: Any = super().__reduce_ex__(protocol)
+        maker, arguments, *rest = made
+        arguments = tuple(kind.unfused if one is kind else one for one in arguments)
+        if rest and isinstance(rest[0], dict) and _KEPT in rest[0]:
+            rest[0] = {name: value for name, value in rest[0].items() if name != _KEPT}
+        return (_remade, (maker, arguments), *rest)
+
+
+def _remade(maker: Any, arguments: tuple[Any, ...]) -> nn.Module:
+    """A module of a fused class, as pickle and copy make it; its attributes come after."""
+    module: nn.Module = maker(*arguments)
+    with suppress(Untraceable):  # the class may have changed since
+        _set_class(module, _class_of(type(module)))
+    return module
+
+
+class _FusedSequential(_Fused):
+    """A Sequential whose forward runs its chains."""
+
+    def forward(self, input: Any) -> Any:
+        modules = self._modules
+        if not is_compiling():
+            children = tuple(modules.values())
+            kept = self.__dict__.get(_KEPT)
+            if kept is None or kept[0] != children:
+                kept = self.__dict__[_KEPT] = children, _pieces(modules)
+            for piece in kept[1]:
+                input = piece(input)
+            return input
+        if not isinstance(network := read_modules(modules), str):
+            return functional.run(input, network)
+        return super().forward(input)
+
+
+def _pieces(modules: dict[str, Any]) -> tuple[Callable[[Any], Any], ...]:
+    """A Sequential's chains, and its modules between them."""
+    pieces = cut(modules).pieces
+    return tuple(modules[one] if isinstance(one, str) else one for one in pieces)
+
+
+class _FusedForward(_Fused):
+    """A module with a forward of its own, which runs its chains."""
+
+
+def _run_own_forward(base: type[nn.Module]) -> Callable[..., Any]:
+    count, plain = len(required_inputs(base.forward)), base.forward
+
+    @functools.wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (
+            len(args) != count
+            or kwargs
+            or is_compiling()
+            or forward_ad._current_level >= 0
+            or any(type(one) is not Tensor for one in args)
+        ):
+            return plain(self, *args, **kwargs)
+        plans = self.__dict__.setdefault(_KEPT, [])
+        for plan in plans:
+            if plan.holds():
+                return plan.run(self, *args)
+        plan = Plan.of_nothing(plain)
+        if len(plans) < _MOST_PLANS:
+            with suppress(Untraceable):
+                plan = plan_of(self, base, _is_leaf)
+            plans.append(plan)
+        return plan.run(self, *args)
+
+    return forward
+
+
+def _class_of(base: type[nn.Module]) -> type[nn.Module]:
+    """The class of fused modules of a class."""
+    if base in _CLASSES:
+        return _CLASSES[base]
+    parts: dict[str, Any] = {
+        "unfused": base,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+    }
+    mixin: type[_Fused] = _FusedSequential
+    if not is_sequential(base):
+        mixin = _FusedForward
+        parts["forward"] = _run_own_forward(base)
+    kind: type[nn.Module]
+    kind = types.new_class(
+        f"Fused{base.__name__}", (mixin, base), {}, lambda all: all.update(parts)
+    )
+    if mixin is _FusedSequential:
+        READ_AS[kind] = nn.Sequential
+    _CLASSES[base] = kind
+    return kind
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _set_class(module: nn.Module, kind: type) -> None:
+    object.__setattr__(module, "__class__", kind)
+
+
+# --- Finding
+
+_OWN = (FusedMLP, FusedLinear, Residual)
+
+
+class Findings(NamedTuple):
+    """What has been found in a model.
+
+    Attributes:
+        chains: that run as one operation.
+        reasons: why others are in none: linear layers, and modules whose forward stays as it is,
+            by their names.
+    """
+
+    chains: list[Chain]
+    reasons: dict[str, str]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module is called as it is by the forward that it is in."""
+    kind = unfused(type(module))
+    return (
+        _is_torchs(kind)
+        or isinstance(module, (*_OWN, torch.jit.ScriptModule, fx.GraphModule))
+        or is_sequential(kind)
+        or is_linear(kind)
+        or "forward" in module.__dict__
+        or any(getattr(module, hooks) for hooks in MODULE_HOOKS)
+        or any(getattr(kind, name) is not getattr(nn.Module, name) for name in _CALLED)
+    )
+
+
+_CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
+
+
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "torch"
+
+
+def analyse(model: nn.Module) -> Findings:
+    """Gives each module of a model that has chains its fused class."""
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[tuple[int, ...], Chain] = {}  # by their linear layers
+    reasons: dict[str, str] = {}
+    for module in reversed(list(names)):  # what is in a module comes before it
+        base = unfused(type(module))
+        if isinstance(module, _Fused):
+            _set_class(module, base)
+            module.__dict__.pop(_KEPT, None)
+        if is_linear(base) and base not in (nn.Linear, FusedLinear):
+            READ_AS[base] = nn.Linear
+        if is_sequential(base) and base not in (nn.Sequential, FusedMLP):
+            READ_AS[base] = nn.Sequential
+        if isinstance(module, _OWN) or "forward" in module.__dict__:
+            continue
+        kept: Any = None
+        if is_sequential(base):
+            plans: list[Any] = [cut(module._modules)]
+        elif _is_torchs(base) or isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+            continue
+        else:
+            try:
+                kept = plans = _read_forward(module, base)
+            except Untraceable as error:
+                reasons[names[module]] = str(error)
+                continue
+        prefix = names[module] + "." if names[module] else ""
+        for plan in plans:
+            reasons.update((prefix + name, reason) for name, reason in plan.reasons.items())
+        new = {_layers_of(chain): chain for plan in plans for chain in plan.chains}
+        if not new.keys() <= found.keys():
+            found |= new
+            try:
+                _set_class(module, _class_of(base))
+            except TypeError as error:
+                reasons[names[module]] = f"its class takes no derived one: {error}"
+                continue
+            if kept is not None:
+                module.__dict__[_KEPT] = kept
+    return Findings(list(found.values()), reasons)
+
+
+def _layers_of(chain: Chain) -> tuple[int, ...]:
+    return tuple(
+        id(module)
+        for one in chain.modules
+        for module in one.modules()
+        if isinstance(module, nn.Linear)
+    )
+
+
+def _read_forward(module: nn.Module, base: type[nn.Module]) -> list[Plan]:
+    """Plans of a forward in the module's present mode, in training and in evaluation mode."""
+    if any(getattr(base, name) is not getattr(nn.Module, name) for name in _CALLED):
+        raise Untraceable("its class has a call of its own")
+    plans: list[Plan] = []
+    refusal = None
+    for mode in (None, not module.training, module.training):
+        with _in_mode(module, mode):
+            if any(plan.holds() for plan in plans):
+                continue
+            try:
+                plans.append(plan_of(module, base, _is_leaf))
+            except Untraceable as error:
+                refusal = error
+    if not plans and refusal is not None:
+        raise refusal
+    return plans
+
+
+@contextmanager
+def _in_mode(module: nn.Module, training: bool | None) -> Iterator[None]:
+    """All modules in a module in training or evaluation mode for a while; None: as they are."""
+    before = [(one.__dict__, one.training) for one in module.modules()]
+    try:
+        for values, was in before:
+            values["training"] = was if training is None else training
+        yield
+    finally:
+        for values, was in before:
+            values["training"] = was
