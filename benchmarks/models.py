@@ -8,8 +8,10 @@ whole spread. ``--table`` writes what docs/models.md holds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 import fastmlp
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "models"))
-import patterns
+patterns = import_module("patterns")
 
 LEAST = 0.98  # what a ratio may fall to
 
@@ -70,7 +72,7 @@ def main() -> int:
                 if training and batch == 1:
                     batch = 2  # a BatchNorm takes no single row then
                 inputs = form.inputs(batch)
-                calls = {
+                calls: dict[str, Callable[[], object]] = {
                     name: partial(call, model.train(training), inputs)
                     for name, model in (("plain", plain), ("fused", fused))
                 }
