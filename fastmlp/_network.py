@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,23 @@ from torch import Tensor
 from fastmlp import _activations
 
 # Op of csrc/network/program.h
-_LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP = range(5)
+_LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM = range(7)
+
+
+class Norm(Enum):
+    """What stands in the place of a linear layer's product."""
+
+    NONE = _LINEAR
+    LAYER = _LAYER_NORM
+    RMS = _RMS_NORM
 
 
 @dataclass
 class Layer:
-    """From x to activation(x @ weight.T + bias), then dropout, then + x where it skips."""
+    """From x to activation(x @ weight.T + bias), then dropout, then + x where it skips.
+
+    Where there is a norm, its result times the weight, of one dimension, is in the product's place.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -25,6 +37,16 @@ class Layer:
     parameters: tuple[float, ...] = ()  # the activation's
     dropout: float = 0.0  # a probability
     skip: bool = False
+    norm: Norm = Norm.NONE
+    eps: float = 0.0  # the norm's
+
+    def sums(self, x: Tensor) -> Tensor:
+        """What the activation is given."""
+        if self.norm is Norm.NONE:
+            return F.linear(x, self.weight, self.bias)
+        if self.norm is Norm.LAYER:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 @dataclass
@@ -57,7 +79,9 @@ class Network:
         program: list[int] = []
         constants: list[float] = []
         for layer in self.layers:
-            program += [_LINEAR, int(layer.bias is not None)]
+            program += [layer.norm.value, int(layer.bias is not None)]
+            if layer.norm is not Norm.NONE:
+                constants.append(layer.eps)
             operands += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
             if layer.activation:
                 program += [_ACTIVATION, layer.activation]
@@ -86,7 +110,7 @@ class Network:
     def plain(self, input: Tensor) -> Tensor:
         """The reference path: the same network as torch operations."""
         for layer in self.layers:
-            output = F.linear(input, layer.weight, layer.bias)
+            output = layer.sums(input)
             output = _activations.ALL[layer.activation].plain(output, layer.parameters)
             if layer.dropout > 0:
                 output = F.dropout(output, layer.dropout)

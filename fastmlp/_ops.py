@@ -58,7 +58,7 @@ def _output(
     features = input.size(-1)
     for weight in weights:
         torch._check(
-            weight.size(1) == features,
+            weight.size(-1) == features,  # of a norm, all that it has
             lambda: (
                 f"fastmlp: mat1 and mat2 shapes cannot be multiplied: got an input of shape "
                 f"{tuple(input.shape)} and weights of shapes {[tuple(w.shape) for w in weights]}"

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from fastmlp import functional
-from fastmlp._chain import Chain, cut
+from fastmlp._chain import Chain, Cut, cut
 from fastmlp._trace import Plan, Untraceable, plan_of, required_inputs, unfused
 from fastmlp.modules import (
     MODULE_HOOKS,
@@ -136,14 +136,14 @@ class _Fused(nn.Module):
         arguments = tuple(kind.unfused if one is kind else one for one in arguments)
         if rest and isinstance(rest[0], dict) and _KEPT in rest[0]:
             rest[0] = {name: value for name, value in rest[0].items() if name != _KEPT}
-        return (_remade, (maker, arguments), *rest)
+        return (_remade, (maker, arguments, issubclass(kind, _FusedForward)), *rest)
 
 
-def _remade(maker: Any, arguments: tuple[Any, ...]) -> nn.Module:
+def _remade(maker: Any, arguments: tuple[Any, ...], reads: bool) -> nn.Module:
     """A module of a fused class, as pickle and copy make it; its attributes come after."""
     module: nn.Module = maker(*arguments)
     with suppress(Untraceable):  # the class may have changed since
-        _set_class(module, _class_of(type(module)))
+        _set_class(module, _class_of(type(module), reads))
     return module
 
 
@@ -202,30 +202,29 @@ def _run_own_forward(base: type[nn.Module]) -> Callable[..., Any]:
     return forward
 
 
-def _class_of(base: type[nn.Module]) -> type[nn.Module]:
-    """The class of fused modules of a class."""
-    if base in _CLASSES:
-        return _CLASSES[base]
+def _class_of(base: type[nn.Module], reads: bool) -> type[nn.Module]:
+    """The class of fused modules of a class, whose forward is read, or is a Sequential's."""
+    if (base, reads) in _CLASSES:
+        return _CLASSES[base, reads]
     parts: dict[str, Any] = {
         "unfused": base,
         "__module__": base.__module__,
         "__doc__": base.__doc__,
     }
-    mixin: type[_Fused] = _FusedSequential
-    if not is_sequential(base):
-        mixin = _FusedForward
+    mixin: type[_Fused] = _FusedForward if reads else _FusedSequential
+    if reads:
         parts["forward"] = _run_own_forward(base)
     kind: type[nn.Module]
     kind = types.new_class(
         f"Fused{base.__name__}", (mixin, base), {}, lambda all: all.update(parts)
     )
-    if mixin is _FusedSequential:
+    if is_sequential(base):
         READ_AS[kind] = nn.Sequential
-    _CLASSES[base] = kind
+    _CLASSES[base, reads] = kind
     return kind
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_CLASSES: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
 
 
 def _set_class(module: nn.Module, kind: type) -> None:
@@ -290,6 +289,9 @@ def analyse(model: nn.Module) -> Findings:
         kept: Any = None
         if is_sequential(base):
             plans: list[Any] = [cut(module._modules)]
+            kept = _joined(module, base, plans[0])
+            if kept is not None:
+                plans = kept
         elif _is_torchs(base) or isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
             continue
         else:
@@ -305,13 +307,26 @@ def analyse(model: nn.Module) -> Findings:
         if not new.keys() <= found.keys():
             found |= new
             try:
-                _set_class(module, _class_of(base))
+                _set_class(module, _class_of(base, kept is not None))
             except TypeError as error:
                 reasons[names[module]] = f"its class takes no derived one: {error}"
                 continue
             if kept is not None:
                 module.__dict__[_KEPT] = kept
     return Findings(list(found.values()), reasons)
+
+
+def _joined(module: nn.Module, base: type[nn.Module], found: Cut) -> list[Plan] | None:
+    """Plans of a Sequential in which there are forwards to be read, where they join more."""
+    if all(map(_is_leaf, module.children())):
+        return None
+    try:
+        plans = _read_forward(module, base)
+    except Untraceable:
+        return None
+    layers = {id for chain in found.chains for id in _layers_of(chain)}
+    more = {id for plan in plans for chain in plan.chains for id in _layers_of(chain)}
+    return plans if more > layers else None
 
 
 def _layers_of(chain: Chain) -> tuple[int, ...]:

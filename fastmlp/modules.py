@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from torch.utils._device import DeviceContext
 
 from fastmlp import _activations, functional
-from fastmlp._network import Layer, Network
+from fastmlp._network import Layer, Network, Norm
 from fastmlp._ops import _C
 
 __all__ = ["FusedLinear", "FusedMLP", "Residual"]
@@ -81,7 +81,7 @@ def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
             return "a global module hook is registered"
     reader = Reader()
     reason = reader.read(modules)
-    if reason is None and not reader.network.layers:
+    if reason is None and all(layer.norm is not Norm.NONE for layer in reader.network.layers):
         return "there is no linear layer"
     return reason or reader.network
 
@@ -107,9 +107,9 @@ class Reader:
     def pays(self) -> bool:
         """Whether there is more than one linear layer alone, which torch runs as fast."""
         layers = self.network.layers
-        return len(layers) > 1 or any(
-            layer.activation or layer.dropout or layer.skip for layer in layers
-        )
+        is_linear = any(layer.norm is Norm.NONE for layer in layers)
+        is_more = any(layer.activation or layer.dropout or layer.skip for layer in layers)
+        return is_linear and (is_more or len(layers) > 1)
 
     def read(self, modules: Mapping[str, nn.Module | None], prefix: str = "") -> str | None:
         """Appends the modules' layers to the network; returns why it cannot."""
@@ -133,6 +133,8 @@ class Reader:
             return self.read_dropout(name, module)  # type: ignore[arg-type]
         if kind is Residual:
             return self.read_residual(name, module)
+        if kind in _NORMS:
+            return self.read_norm(name, module, _NORMS[kind])
         if kind is nn.Flatten:
             return self.read_flatten(name, module)  # type: ignore[arg-type]
         if kind in _CONTAINERS:
@@ -173,6 +175,18 @@ class Reader:
             return f"module {name} has the unknown activation {module.activation!r}"
         return self.take_activation(name, number, _activations.defaults(number))
 
+    def read_norm(self, name: str, module: Any, norm: Norm) -> str | None:
+        if len(module.normalized_shape) != 1:
+            return f"module {name} is a norm over several dimensions"
+        parameters = module._parameters
+        weight = parameters.get("weight")
+        if weight is None or ("bias" not in parameters and norm is Norm.LAYER):
+            return f"module {name} is a norm without a weight, or with a computed one"
+        eps = torch.finfo(weight.dtype).eps if module.eps is None else module.eps
+        self.network.layers.append(Layer(weight, parameters.get("bias"), norm=norm, eps=float(eps)))
+        self.takes_activation = self.takes_dropout = True
+        return None
+
     def read_dropout(self, name: str, module: nn.Dropout) -> str | None:
         if module.inplace:
             return f"module {name} works in place"
@@ -197,6 +211,8 @@ class Reader:
             return f"module {name}: there is no linear layer"
         if len(self.network.layers) > before + 1 or self.layer.skip:
             return f"module {name}: it holds more than one linear layer"
+        if self.layer.norm is not Norm.NONE:
+            return f"module {name}: it holds a norm alone"
         if self.layer.weight.size(0) != self.layer.weight.size(1):
             return f"module {name}: its linear layer is not square"
         self.layer.skip = True
@@ -478,6 +494,7 @@ def _make_activation(activation: str | nn.Module | type[nn.Module]) -> nn.Module
 
 
 _CONTAINERS = (nn.Sequential, FusedMLP)  # which run their modules one after the other
+_NORMS: dict[type, Norm] = {nn.LayerNorm: Norm.LAYER, nn.RMSNorm: Norm.RMS}
 # Derived classes that keep what the reader goes by: which of those it knows they work like.
 READ_AS: dict[type, type] = {}
 
@@ -489,6 +506,8 @@ _C.know_modules(
         "dropout": nn.Dropout,
         "residual": Residual,
         "flatten": nn.Flatten,
+        "layer_norm": nn.LayerNorm,
+        "rms_norm": nn.RMSNorm,
         "read_as": READ_AS,
         "device_context": DeviceContext,
         "containers": list(_CONTAINERS),

@@ -8,6 +8,7 @@
 #include "network/activations.h"
 #include "network/dtype.h"
 #include "network/inline_vector.h"
+#include "network/norms.h"
 
 namespace fastmlp {
 
@@ -18,12 +19,14 @@ enum class Gradient : uint8_t {
   added,    // times a scale, to the parameter itself
 };
 
-// One layer: y = activation(x · weightᵀ + bias), of which it gives y · noise + x, or parts of that.
+// One layer: y = activation(z), of which it gives y · noise + x, or parts of that; z is
+// x · weightᵀ + bias, or a norm of x · weight + bias.
 struct LayerSpec {
   int64_t in_features = 0;
   int64_t out_features = 0;
   int64_t weight_stride = 0;                // elements from one row of the weight to the next
   double parameters[kMostParameters] = {};  // the activation's
+  double eps = 0;                           // the norm's
   int32_t activation = 0;
   bool bias = false;
   bool noise = false;  // dropout's
@@ -32,15 +35,18 @@ struct LayerSpec {
   bool keeps_output = false, keeps_sums = false, keeps_activated = false;
   // What backward is to find.
   Gradient weight_gradient = Gradient::none, bias_gradient = Gradient::none;
-  uint8_t unused[4] = {};
+  Norm norm = Norm::none;  // in_features == out_features where there is one
+  uint8_t unused[3] = {};
 
   bool is_output_activated() const { return !noise && !skip; }
+  bool is_norm() const { return norm != Norm::none; }
+  int64_t weight_elements() const { return is_norm() ? out_features : out_features * in_features; }
   bool is_trained() const {
     return weight_gradient != Gradient::none || bias_gradient != Gradient::none;
   }
 };
 // So that two of them are compared as bytes.
-static_assert(sizeof(LayerSpec) == 40 + sizeof(double) * kMostParameters);
+static_assert(sizeof(LayerSpec) == 48 + sizeof(double) * kMostParameters);
 
 struct NetworkSpec {
   struct Head {
@@ -72,9 +78,10 @@ struct Update;
 
 // Where a layer's operands lie, of the network's dtype.
 struct LayerMemory {
-  const void* weight = nullptr;  // [out_features, in_features], contiguous along in_features
-  const void* bias = nullptr;    // [out_features], contiguous
-  const void* noise = nullptr;   // [batch, out_features], contiguous
+  // [out_features, in_features], contiguous along in_features; of a norm [out_features], contiguous
+  const void* weight = nullptr;
+  const void* bias = nullptr;   // [out_features], contiguous
+  const void* noise = nullptr;  // [batch, out_features], contiguous
   // Forward writes them, backward reads them; [batch, out_features], contiguous.
   void* output = nullptr;     // null where nobody will need it again
   void* sums = nullptr;       // z

@@ -28,8 +28,10 @@ class Reader {
 
 }  // namespace
 
-LayerOps& Program::add_linear(bool bias) {
+LayerOps& Program::add(Norm norm, double eps, bool bias) {
   LayerOps layer;
+  layer.norm = norm;
+  layer.eps = eps;
   layer.weight = operands++;
   if (bias) layer.bias = operands++;
   layers.push_back(layer);
@@ -39,8 +41,11 @@ LayerOps& Program::add_linear(bool bias) {
 void encode(const Program& program, Numbers& numbers, Constants& constants) {
   const auto add = [&](Op op) { numbers.push_back(static_cast<int64_t>(op)); };
   for (const LayerOps& layer : program.layers) {
-    add(Op::linear);
+    add(layer.norm == Norm::none    ? Op::linear
+        : layer.norm == Norm::layer ? Op::layer_norm
+                                    : Op::rms_norm);
     numbers.push_back(layer.bias >= 0);
+    if (layer.norm != Norm::none) constants.push_back(layer.eps);
     if (layer.activation != 0) {
       add(Op::activation);
       numbers.push_back(layer.activation);
@@ -65,15 +70,19 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
   int64_t last = -1;  // op of the present layer
   while (!codes.at_end()) {
     const int64_t code = codes.take("an op");
-    if (code < 0 || code > static_cast<int64_t>(Op::skip))
+    if (code < 0 || code > static_cast<int64_t>(Op::rms_norm))
       refuse("with the unknown op " + std::to_string(code));
     const Op op = static_cast<Op>(code);
-    if (op == Op::linear) {
-      program.add_linear(codes.take("whether there is a bias") != 0);
-      last = code;
+    if (op == Op::linear || op == Op::layer_norm || op == Op::rms_norm) {
+      const Norm norm = op == Op::linear       ? Norm::none
+                        : op == Op::layer_norm ? Norm::layer
+                                               : Norm::rms;
+      const bool bias = codes.take("whether there is a bias") != 0;
+      program.add(norm, norm == Norm::none ? 0 : rest.take("a norm's eps"), bias);
+      last = static_cast<int64_t>(Op::linear);
       continue;
     }
-    if (program.layers.empty()) refuse("that does not begin with a linear op");
+    if (program.layers.empty()) refuse("that does not begin with a linear op or a norm");
     // A dropout and the noise that it becomes are one.
     if (code <= last || (op == Op::noise && last == static_cast<int64_t>(Op::dropout)))
       refuse("whose ops of a layer are out of order");

@@ -6,6 +6,7 @@
 
 #include "network/activations.h"
 #include "network/inline_vector.h"
+#include "network/norms.h"
 
 namespace fastmlp {
 
@@ -17,6 +18,10 @@ enum class Op : int64_t {
   dropout,     // constants: the probability of a zero. Becomes `noise` when its numbers are drawn
   noise,       // operands: what the layer's output is multiplied by, [batch, out_features]
   skip,        // the layer's input is added to its output
+  // As `linear`; constants: eps; operands: weight and bias of as many elements as there are
+  // features
+  layer_norm,
+  rms_norm,
 };
 
 // A layer's ops, which come in the order above, and its operands by their places; -1: none.
@@ -26,6 +31,8 @@ struct LayerOps {
   double parameters[kMostParameters] = {};
   double dropout = 0;
   bool skip = false;
+  Norm norm = Norm::none;
+  double eps = 0;  // the norm's
 
   // Whether its output is what the activation gives.
   bool is_output_activated() const { return noise < 0 && !skip; }
@@ -35,8 +42,8 @@ struct Program {
   InlineVector<LayerOps, 8> layers;
   int operands = 0;
 
-  // Appends a layer of a linear op alone.
-  LayerOps& add_linear(bool bias);
+  // Appends a layer of a linear op, or of a norm, alone.
+  LayerOps& add(Norm norm, double eps, bool bias);
 };
 
 using Numbers = InlineVector<int64_t, 48>;

@@ -8,7 +8,9 @@ void keep_for_gradients(NetworkSpec& spec) {
     LayerSpec& layer = spec.layers[l];
     const bool passes = l >= first && saves_output(layer.activation);
     // The last layer's output is kept as such, not here.
-    const bool feeds = l + 1 < count && spec.layers[l + 1].weight_gradient != Gradient::none;
+    // A norm's gradient of its input is formed from the input.
+    const bool feeds = l + 1 < count && (spec.layers[l + 1].weight_gradient != Gradient::none ||
+                                         (spec.layers[l + 1].is_norm() && l + 1 >= first));
     layer.keeps_output = l + 1 == count || feeds || (passes && layer.is_output_activated());
     layer.keeps_sums = l >= first && saves_sums(layer.activation);
     layer.keeps_activated = passes && !layer.is_output_activated();

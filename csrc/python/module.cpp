@@ -189,8 +189,9 @@ py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
   return names_of(ones);
 }
 
-// classes: of linear, fused_linear, dropout, residual, flatten, device_context, containers, and of
-// each activation in turn; read_as: which others are read as one of these.
+// classes: of linear, fused_linear, dropout, residual, flatten, layer_norm, rms_norm,
+// device_context, containers, and of each activation in turn; read_as: which others are read as one
+// of these.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
                   const py::dict& activation_names, const py::list& global_hooks,
                   const py::list& hooks) {
@@ -203,6 +204,8 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   names.dropout = held(classes["dropout"]);
   names.residual = held(classes["residual"]);
   names.flatten = held(classes["flatten"]);
+  names.layer_norm = held(classes["layer_norm"]);
+  names.rms_norm = held(classes["rms_norm"]);
   names.read_as = held(classes["read_as"]);
   names.device_context = held(classes["device_context"]);
   for (const auto& one : classes["containers"]) names.containers.push_back(held(one));

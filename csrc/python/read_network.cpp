@@ -10,6 +10,7 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace py = pybind11;
 
@@ -60,13 +61,14 @@ at::Tensor Network::flat(const at::Tensor& input) const {
   return input.dim() < 2 ? at::Tensor() : input.flatten(1);
 }
 
-std::string Network::append(PyObject* weight_object, PyObject* bias_object) {
+std::string Network::append(PyObject* weight_object, PyObject* bias_object, Norm norm, double eps) {
   const at::Tensor *weight = nullptr, *bias = nullptr;
   if (const char* reason = operand_in_the_way(weight_object, weight))
     return std::string("a weight is ") + reason;
   if (dtype == at::ScalarType::Undefined) dtype = weight->scalar_type();
   if (weight->scalar_type() != dtype) return "input and weights differ in dtype";
-  if (weight->dim() != 2) return "a weight is not two-dimensional";
+  if (norm == Norm::none && weight->dim() != 2) return "a weight is not two-dimensional";
+  if (norm != Norm::none && weight->dim() != 1) return "a norm's weight is not one-dimensional";
   const bool has_bias = bias_object != Py_None;
   if (has_bias) {
     if (const char* reason = operand_in_the_way(bias_object, bias))
@@ -75,7 +77,7 @@ std::string Network::append(PyObject* weight_object, PyObject* bias_object) {
     if (bias->dim() != 1 || bias->size(0) != weight->size(0))
       return "a bias is not of shape (out_features,)";
   }
-  program.add_linear(has_bias);
+  program.add(norm, eps, has_bias);
   operands.push_back(*weight);
   if (has_bias) operands.push_back(*bias);
   return {};
@@ -105,7 +107,8 @@ std::string read(PyObject* const* args, Network& network) {
   for (const LayerOps& layer : program.layers) {
     PyObject* const bias =
         layer.bias >= 0 ? PySequence_Fast_GET_ITEM(operands, layer.bias) : Py_None;
-    auto reason = network.append(PySequence_Fast_GET_ITEM(operands, layer.weight), bias);
+    auto reason = network.append(PySequence_Fast_GET_ITEM(operands, layer.weight), bias, layer.norm,
+                                 layer.eps);
     if (!reason.empty()) return reason;
     if (!(layer.dropout >= 0 && layer.dropout <= 1)) return "a dropout is not a probability";
   }
@@ -182,6 +185,8 @@ class Reader {
     if (type == names_.fused_linear) return read_fused_linear(state);
     if (type == names_.residual) return read_residual(state);
     if (type == names_.flatten) return read_flatten(state);
+    if (type == names_.layer_norm) return read_norm(state, Norm::layer);
+    if (type == names_.rms_norm) return read_norm(state, Norm::rms);
     for (PyObject* container : names_.containers) {
       if (type == container) return read_children(state);
     }
@@ -231,6 +236,34 @@ class Reader {
     PyObject* bias = PyDict_GetItemWithError(parameters, names_.bias);
     stage_ = Stage::linear;
     return weight && bias && network_.append(weight, bias).empty();
+  }
+
+  // Over the last dimension alone, with a weight.
+  bool read_norm(PyObject* state, Norm norm) {
+    PyObject* const parameters = PyDict_GetItemWithError(state, names_.parameters);
+    PyObject* const shape = PyDict_GetItemWithError(state, names_.normalized_shape);
+    PyObject* const given = PyDict_GetItemWithError(state, names_.eps);
+    if (!parameters || !PyDict_Check(parameters) || !shape || !PyTuple_Check(shape) || !given ||
+        PyTuple_GET_SIZE(shape) != 1)
+      return false;
+    PyObject* const weight = PyDict_GetItemWithError(parameters, names_.weight);
+    PyObject* bias = PyDict_GetItemWithError(parameters, names_.bias);
+    if (!bias && norm == Norm::rms) bias = Py_None;  // has none
+    if (!weight || weight == Py_None || !bias) return false;
+    double eps = 0;
+    if (given == Py_None && norm == Norm::rms) {  // torch's, of the weight's dtype
+      if (!THPVariable_Check(weight)) return false;
+      eps = THPVariable_Unpack(weight).scalar_type() == at::kFloat
+                ? std::numeric_limits<float>::epsilon()
+                : std::numeric_limits<double>::epsilon();
+    } else if (!(PyFloat_Check(given) || PyLong_Check(given)) || !read_number(given, eps)) {
+      return false;
+    }
+    stage_ = Stage::linear;
+    if (!network_.append(weight, bias, norm, eps).empty()) return false;
+    const at::Tensor& read = network_.operands[layer().weight];
+    PyObject* const features = PyTuple_GET_ITEM(shape, 0);
+    return PyLong_CheckExact(features) && read.size(0) == PyLong_AsLongLong(features);
   }
 
   // A linear layer that knows its activation by name.
@@ -287,7 +320,8 @@ class Reader {
     if (!read_children(state) || network_.program.layers.size() != before + 1) return false;
     --residuals_;
     const at::Tensor& weight = network_.operands[layer().weight];
-    if (layer().skip || weight.size(0) != weight.size(1)) return false;
+    if (layer().skip || layer().norm != Norm::none || weight.size(0) != weight.size(1))
+      return false;
     layer().skip = true;
     stage_ = Stage::closed;
     return true;
@@ -302,7 +336,9 @@ class Reader {
 }  // namespace
 
 bool recognise(PyObject* modules, Network& network) {
-  return !has_global_hooks() && Reader(network).read(modules) && !network.program.layers.empty();
+  return !has_global_hooks() && Reader(network).read(modules) &&
+         std::any_of(network.program.layers.begin(), network.program.layers.end(),
+                     [](const LayerOps& layer) { return layer.norm == Norm::none; });
 }
 
 }  // namespace fastmlp

@@ -31,9 +31,9 @@ struct Network {
   Arguments arguments(const at::Tensor& input) const {
     return {input, at::TensorList(operands.data(), operands.size()), program};
   }
-  // A linear op, of a weight and a bias (a tensor or None); returns why they cannot be operands, or
-  // nothing.
-  std::string append(PyObject* weight, PyObject* bias);
+  // A linear op or a norm, of a weight and a bias (a tensor or None); returns why they cannot be
+  // operands, or nothing.
+  std::string append(PyObject* weight, PyObject* bias, Norm norm = Norm::none, double eps = 0);
 };
 
 // Reads operands, program and constants, kLists Python lists or tuples, after the input.
@@ -57,6 +57,8 @@ struct Known {
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
   PyObject* flatten = nullptr;
+  PyObject* layer_norm = nullptr;
+  PyObject* rms_norm = nullptr;
   PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
   std::vector<PyObject*> containers;   // classes that run their modules one after the other
   std::vector<KnownActivation> activations;
@@ -72,6 +74,8 @@ struct Known {
   PyObject* inplace = PyUnicode_InternFromString("inplace");
   PyObject* start_dim = PyUnicode_InternFromString("start_dim");
   PyObject* end_dim = PyUnicode_InternFromString("end_dim");
+  PyObject* normalized_shape = PyUnicode_InternFromString("normalized_shape");
+  PyObject* eps = PyUnicode_InternFromString("eps");
   PyObject* forward = PyUnicode_InternFromString("forward");
   PyObject* compiled_call = PyUnicode_InternFromString("_compiled_call_impl");
   PyObject* weight = PyUnicode_InternFromString("weight");

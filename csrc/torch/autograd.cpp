@@ -150,7 +150,9 @@ at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList operands, at::In
       const LayerOps& layer = call->program.layers[l];
       TORCH_CHECK(layer.noise < 0 || !needs[1 + layer.noise],
                   "fastmlp: expected noise that requires no gradient");
-      if (l == 0) call->checked[0] = needs[1 + layer.weight];
+      // A norm's gradients are formed from its input.
+      const bool reads = needs[1 + layer.weight] || (layer.norm != Norm::none && needs[0]);
+      if (l == 0) call->checked[0] = reads;
       call->checked[1 + layer.weight] = below;
       if (layer.noise >= 0) call->checked[1 + layer.noise] = true;
       below = below || needs[1 + layer.weight] || (layer.bias >= 0 && needs[1 + layer.bias]);

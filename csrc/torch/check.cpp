@@ -15,9 +15,14 @@ void check_parameters(const Arguments& a) {
     TORCH_CHECK(layer.weight < given && layer.bias < given,
                 "fastmlp: expected an operand for each op of the program, got ", given);
     const at::Tensor& weight = a.operands[layer.weight];
-    TORCH_CHECK(weight.dim() == 2, "fastmlp: expected weight ", l,
+    const bool is_norm = layer.norm != Norm::none;
+    TORCH_CHECK(is_norm || weight.dim() == 2, "fastmlp: expected weight ", l,
                 " of shape (out_features, in_features), got ", weight.sizes());
-    if (l == 0) {
+    if (is_norm) {
+      TORCH_CHECK(weight.dim() == 1 && weight.size(0) == features,
+                  "fastmlp: expected the weight of a norm, ", l, ", of shape (", features,
+                  ") for an input of ", features, " features, got ", weight.sizes());
+    } else if (l == 0) {
       TORCH_CHECK(
           weight.size(1) == features,
           "fastmlp: mat1 and mat2 shapes cannot be multiplied: expected an input of shape (..., ",
@@ -42,7 +47,7 @@ void check_parameters(const Arguments& a) {
                   "fastmlp: expected bias ", l, " of dtype ", a.input.scalar_type(), " on ",
                   a.input.device(), ", got ", bias.scalar_type(), " on ", bias.device());
     }
-    TORCH_CHECK(!layer.skip || weight.size(0) == weight.size(1),
+    TORCH_CHECK(!layer.skip || is_norm || weight.size(0) == weight.size(1),
                 "fastmlp: expected as many in_features as out_features where a layer's input is "
                 "added to its output, got weight ",
                 l, " of shape ", weight.sizes());

@@ -21,6 +21,8 @@ LayerSpec spec_of(const LayerOps& ops) {
   layer.bias = ops.bias >= 0;
   layer.noise = ops.noise >= 0;
   layer.skip = ops.skip;
+  layer.norm = ops.norm;
+  layer.eps = ops.eps;
   return layer;
 }
 
@@ -53,10 +55,11 @@ Lowered lower(const Arguments& a) {
     LayerSpec layer = spec_of(ops);
     LayerMemory memory;
     const at::Tensor& given = a.operands[ops.weight];
-    const at::Tensor& weight = readable(given, rows_are_contiguous(given));
+    const at::Tensor& weight =
+        readable(given, layer.is_norm() ? given.is_contiguous() : rows_are_contiguous(given));
     layer.out_features = weight.size(0);
-    layer.in_features = weight.size(1);
-    layer.weight_stride = weight.stride(0);
+    layer.in_features = layer.is_norm() ? layer.out_features : weight.size(1);
+    layer.weight_stride = layer.is_norm() ? 0 : weight.stride(0);
     memory.weight = weight.const_data_ptr();
     if (ops.bias >= 0) {
       const at::Tensor& bias = a.operands[ops.bias];

@@ -31,9 +31,14 @@ at::Tensor activate(const ActivationInfo& info, const double* parameters, const 
 at::Tensor plain(const Arguments& a) {
   at::Tensor x = a.input.reshape({a.batch(), a.input.size(-1)});
   for (const LayerOps& layer : a.program.layers) {
-    at::Tensor y = at::linear(
-        x, a.operands[layer.weight],
-        layer.bias >= 0 ? std::optional<at::Tensor>(a.operands[layer.bias]) : std::nullopt);
+    const at::Tensor& weight = a.operands[layer.weight];
+    const auto bias =
+        layer.bias >= 0 ? std::optional<at::Tensor>(a.operands[layer.bias]) : std::nullopt;
+    at::Tensor y = layer.norm == Norm::none ? at::linear(x, weight, bias)
+                   : layer.norm == Norm::layer
+                       ? at::layer_norm(x, {weight.size(0)}, weight, bias, layer.eps)
+                       : at::rms_norm(x, {weight.size(0)}, weight, layer.eps);
+    if (layer.norm == Norm::rms && bias) y = y + *bias;
     if (layer.activation != 0) y = activate(activations()[layer.activation], layer.parameters, y);
     if (layer.noise >= 0) y = y * a.operands[layer.noise];
     x = layer.skip ? y + x : y;

@@ -73,6 +73,10 @@ Kernels<T> make_kernels(const char* isa) {
   fill_dot<T, kTuning.dot_rows, dot_columns, dot_columns>(table);
   fill_dot<T, 1, row_columns, row_columns>(table);
   fill_activations(table, Activations());
+  table.norm[static_cast<int>(Norm::layer)] = norm<T, true>;
+  table.norm[static_cast<int>(Norm::rms)] = norm<T, false>;
+  table.norm_backward[static_cast<int>(Norm::layer)] = norm_backward<T, true>;
+  table.norm_backward[static_cast<int>(Norm::rms)] = norm_backward<T, false>;
   fill_losses(table, Losses());
   fill_optimizers(table, Optimizers());
   table.outer_product = outer_product<T>;

@@ -44,6 +44,14 @@ struct Kernels {
   using ActivateBackward = void (*)(int64_t rows, int64_t n, const T* incoming,
                                     int64_t incoming_stride, const T* saved, int64_t saved_stride,
                                     T* grad, int64_t grad_stride, const double* parameters);
+  // z[rows, n] = the norm of x · weight; n elements from row to row of z.
+  using NormRows = void (*)(int64_t rows, int64_t n, const T* x, int64_t x_stride, const T* weight,
+                            double eps, T* z);
+  // From dz its gradient of x (null: not wanted), and the terms of the weight's, whose sums over
+  // the rows it is; n elements from row to row of both.
+  using NormBackward = void (*)(int64_t rows, int64_t n, const T* x, int64_t x_stride,
+                                const T* weight, double eps, const T* dz, int64_t dz_stride, T* dx,
+                                T* terms);
   using LossRows = LossResult (*)(const Loss& loss, int64_t begin, int64_t end);
   using UpdatePiece = void (*)(int64_t rows, int64_t n, int64_t stride, int64_t begin,
                                const Update& update, double scale);
@@ -58,6 +66,8 @@ struct Kernels {
                         int64_t c_stride, bool accumulate, T scale);
   Activate activate[kMostActivations];
   ActivateBackward activate_backward[kMostActivations];
+  NormRows norm[kNorms];  // [0] is null
+  NormBackward norm_backward[kNorms];
   // Rows begin … end - 1, 64 at most: their gradients are written, the sum of their losses
   // returned.
   LossRows loss[kMostLosses];

@@ -13,8 +13,7 @@ template <typename Take>
 void each_gradient(const NetworkSpec& spec, const Take& take) {
   for (int64_t l = 0; l < spec.layers.size(); ++l) {
     const LayerSpec& layer = spec.layers[l];
-    if (layer.weight_gradient != Gradient::none)
-      take(l, false, layer.out_features * layer.in_features);
+    if (layer.weight_gradient != Gradient::none) take(l, false, layer.weight_elements());
     if (layer.bias_gradient != Gradient::none) take(l, true, layer.out_features);
   }
 }
@@ -34,9 +33,15 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
   double cost = 0;
   for (int64_t l = first_; l < layers_; ++l) {
     const int64_t n = layer(l).out_features, k = layer(l).in_features;
-    const bool trains = layer(l).weight_gradient != Gradient::none;
+    const bool is_norm = layer(l).is_norm();
+    const bool trains = layer(l).weight_gradient != Gradient::none && !is_norm;
+    const bool passes = needs_input_gradient(l) && !is_norm;
+    if (is_norm) {
+      cost += 2 * norm_cost(batch, n);
+      terms_ = std::max(terms_, aligned<T>(batch * n));
+    }
     if (trains) cost += product_cost(n, k, batch);
-    if (needs_input_gradient(l)) cost += product_cost(batch, k, n);
+    if (passes) cost += product_cost(batch, k, n);
     scratch_ = std::max(scratch_, aligned<T>(batch * n));
     if (l + 1 < layers_ && keeps_skipped(l))
       skipped_elements_ = std::max(skipped_elements_, aligned<T>(batch * n));
@@ -45,17 +50,16 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
                                 {trains ? n : 0, k, batch, {1, stride}, {input_stride(l), 1}},
                                 machine.may_use_library,
                                 layer(l).weight_gradient == Gradient::added});
-    input_products_.push_back(
-        {kernels_,
-         {needs_input_gradient(l) ? batch : 0, k, n, {stride, 1}, {layer(l).weight_stride, 1}},
-         machine.may_use_library});
+    input_products_.push_back({kernels_,
+                               {passes ? batch : 0, k, n, {stride, 1}, {layer(l).weight_stride, 1}},
+                               machine.may_use_library});
     buffers_.add_product(weight_products_.back());
     buffers_.add_product(input_products_.back());
     uses_library_ = uses_library_ || weight_products_.back().is_by_library() ||
                     input_products_.back().is_by_library();
   }
   threads_ = team_size(cost, machine);
-  if (layer(0).weight_gradient != Gradient::none) {
+  if (layer(0).weight_gradient != Gradient::none && !layer(0).is_norm()) {
     sparse_ = SparsePlan<T>(kernels_, batch, layer(0).out_features, layer(0).in_features,
                             static_cast<int>(machine.max_threads));
   }
@@ -89,6 +93,9 @@ struct BackwardPlan<T>::Run {
   // dL/dy of a layer whose input is added to y, for the layer below; of one layer at a time, as it
   // is read and written in the same place.
   T* const skipped;
+  // What the weight's gradient of a norm sums up; of two layers in turns, as one is read while the
+  // other is written.
+  T* const terms;
   T* const buffers;
   PanelWeight<T>* panels = nullptr;  // where the first layer's weight is updated in them
 
@@ -100,16 +107,19 @@ struct BackwardPlan<T>::Run {
         looks(plan.skips_background_ && !has_looked),
         scratch(workspace),
         skipped(scratch + kScratches * plan.scratch_),
-        buffers(skipped + plan.skipped_elements_) {
+        terms(skipped + plan.skipped_elements_),
+        buffers(terms + 2 * plan.terms_) {
     if (looks) first.input().place(buffers + plan.buffers_.elements(plan.threads_));
     if (plan.skips_background_ && plan.layer(0).weight_gradient == Gradient::added)
       panels = first.panel_weight();
   }
 
   T* scratch_of(int64_t l) const { return scratch + (l % kScratches) * plan.scratch_; }
+  T* terms_of(int64_t l) const { return terms + (l % 2) * plan.terms_; }
   // dL/dz of a layer.
   const T* grad_sums(int64_t l) const { return plan.is_given(l) ? grad_output() : scratch_of(l); }
   const T* grad_output() const { return static_cast<const T*>(memory.grad_output); }
+  int64_t input_stride(int64_t l) const { return plan.input_stride(l); }
   const T* input(int64_t l) const {
     return static_cast<const T*>(l > 0 ? memory.layers[l - 1].output : memory.input);
   }
@@ -135,9 +145,11 @@ struct BackwardPlan<T>::Run {
     }
     // A layer's weight may change once all members have used it for dx: one layer later.
     for (int64_t l = plan.layers_ - 1; l >= plan.first_; --l) {
-      if (plan.needs_input_gradient(l)) compute_input(l, stages);
+      // A norm's parameters come from the same pass over its input.
+      const bool computes = plan.needs_input_gradient(l) || plan.layer(l).is_norm();
+      if (computes) compute_input(l, stages);
       if (l + 1 < plan.layers_) compute_parameters(l + 1, stages);
-      if (plan.needs_input_gradient(l)) stages.wait();
+      if (computes) stages.wait();
     }
     compute_parameters(plan.first_, stages);
   }
@@ -203,7 +215,10 @@ struct BackwardPlan<T>::Run {
       stages.run([&](Member member) { compute_sparse(member, weight_done); });
       return;
     }
-    if (layer.weight_gradient != Gradient::none) {
+    if (layer.is_norm()) {
+      if (layer.weight_gradient != Gradient::none)
+        stages.run([&](Member member) { compute_norm_weight(l, member); });
+    } else if (layer.weight_gradient != Gradient::none) {
       plan.buffers_.compute(stages, plan.weight_products_[l - plan.first_],
                             {grad_sums(l), input(l), weight_sum(l), weight_scale(l)}, buffers,
                             weight_done);
@@ -215,6 +230,16 @@ struct BackwardPlan<T>::Run {
       sum_columns(l, begin, end, static_cast<T*>(memory.layers[l].bias_gradient));
       update_bias(l, begin, end);
     });
+  }
+
+  void compute_norm_weight(int64_t l, Member member) const {
+    const LayerMemory& layer = memory.layers[l];
+    const int64_t n = plan.layer(l).out_features;
+    const auto [begin, end] = member.vectors(n, plan.kernels_.width);
+    if (begin >= end) return;
+    plan.kernels_.column_sums(plan.spec_.head.batch, end - begin, terms_of(l) + begin, n,
+                              static_cast<T*>(layer.weight_gradient) + begin);
+    if (layer.weight_update) update(*layer.weight_update, begin, 1, end - begin, n);
   }
 
   // The first layer's, over what differs from the background of its input.
@@ -246,7 +271,7 @@ struct BackwardPlan<T>::Run {
                               plan.grad_stride(l), sums + begin);
   }
 
-  // dx = dz · W, which becomes the dz of the layer below in the epilogue.
+  // dx = dz · W, or what a norm makes of dz; it becomes the dz of the layer below in the epilogue.
   template <typename Stages>
   void compute_input(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.layer(l);
@@ -257,22 +282,36 @@ struct BackwardPlan<T>::Run {
     const T* const added = given_skipped ? grad_output() : skipped;
     const int64_t n = layer.in_features,
                   added_stride = given_skipped ? plan.spec_.head.grad_output_stride : n;
+    const auto epilogue = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+      const int64_t at = i * n + j;
+      T* dy = grad + at;
+      if (layer.skip || keeps) {
+        T* const sum = keeps ? skipped + at : dy;
+        plan.kernels_.combine(rows, columns, dy, n, nullptr,
+                              layer.skip ? added + i * added_stride + j : nullptr, added_stride,
+                              sum, n);
+        dy = sum;
+      }
+      if (below) through_activation(l - 1, rows, columns, dy, n, at, grad + at);
+    };
+    const T* const weight = static_cast<const T*>(memory.layers[l].weight);
+    if (layer.is_norm()) {
+      stages.run([&](Member member) {
+        const int64_t batch = plan.spec_.head.batch, end = member.end(batch);
+        const int64_t stride = input_stride(l), dz_stride = plan.grad_stride(l);
+        for (int64_t i = member.begin(batch); i < end; i += kNormRows) {
+          const int64_t rows = std::min(kNormRows, end - i);
+          plan.kernels_.norm_backward[static_cast<int>(layer.norm)](
+              rows, n, input(l) + i * stride, stride, weight, layer.eps,
+              grad_sums(l) + i * dz_stride, dz_stride, grad ? grad + i * n : nullptr,
+              terms_of(l) + i * n);
+          if (grad) epilogue(i, rows, 0, n);
+        }
+      });
+      return;
+    }
     plan.buffers_.compute(stages, plan.input_products_[l - plan.first_],
-                          {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad},
-                          buffers, [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
-                            const int64_t at = i * n + j;
-                            T* dy = grad + at;
-                            if (layer.skip || keeps) {
-                              T* const sum = keeps ? skipped + at : dy;
-                              plan.kernels_.combine(
-                                  rows, columns, dy, n, nullptr,
-                                  layer.skip ? added + i * added_stride + j : nullptr, added_stride,
-                                  sum, n);
-                              dy = sum;
-                            }
-                            if (below)
-                              through_activation(l - 1, rows, columns, dy, n, at, grad + at);
-                          });
+                          {grad_sums(l), weight, grad}, buffers, epilogue);
   }
 };
 

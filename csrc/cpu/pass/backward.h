@@ -25,7 +25,7 @@ class BackwardPlan {
   // As of ForwardPlan.
   int64_t workspace_elements() const {
     if (blocks_) return threads_ * blocks_.elements() + gradient_elements();
-    return kScratches * scratch_ + skipped_elements_ + buffers_.elements(threads_);
+    return kScratches * scratch_ + skipped_elements_ + 2 * terms_ + buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
   void run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked, T* workspace) const;
@@ -68,7 +68,9 @@ class BackwardPlan {
   InlineVector<Product<T>, 4> weight_products_, input_products_;  // [layer - first_]
   SparsePlan<T> sparse_;  // of the first layer's weight gradient
   BufferPlan<T> buffers_;
-  int64_t scratch_ = 0, skipped_elements_ = 0;
+  // Elements of one of the buffers for dz, for dy of residual layers, and for the terms of norms'
+  // gradients.
+  int64_t scratch_ = 0, skipped_elements_ = 0, terms_ = 0;
   int threads_ = 1;
   bool uses_library_ = false;
   BlockPlans<BackwardPlan> blocks_;  // where the batch is cut

@@ -27,13 +27,14 @@ struct Blocks {
     if (layers < 2 || layers > spec.layers.inline_capacity()) return {};
     if (batch < tuning.least_blocks * tuning.block_rows) return {};
     const LayerSpec& first = spec.layers[0];
-    if (SparsePlan<T>::fits(*machine.kernels, batch, first.out_features, first.in_features))
+    if (!first.is_norm() &&
+        SparsePlan<T>::fits(*machine.kernels, batch, first.out_features, first.in_features))
       return {};
     int64_t parameters = 0;
     for (const LayerSpec& layer : spec.layers) {
       // A sum of gradients is not added to a weight part by part. (Smaller batches are.)
       if (layer.weight_gradient == Gradient::added) return {};
-      parameters += layer.out_features * (layer.in_features + 1);
+      parameters += layer.weight_elements() + layer.out_features;
     }
     // Every block has gradients of its own.
     const auto most = tuning.parameters_share * static_cast<double>(machine.cache_bytes);

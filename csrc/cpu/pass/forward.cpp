@@ -9,18 +9,24 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     : spec_(spec), machine_(machine), kernels_(*machine.kernels) {
   const int64_t batch = spec.head.batch;
   const LayerSpec& first = spec.layers[0];
-  sparse_ = SparsePlan<T>(kernels_, batch, first.out_features, first.in_features,
-                          static_cast<int>(machine.max_threads));
+  if (!first.is_norm()) {
+    sparse_ = SparsePlan<T>(kernels_, batch, first.out_features, first.in_features,
+                            static_cast<int>(machine.max_threads));
+  }
   if (sparse_.fits()) buffers_.add(sparse_.forward_elements());
   double cost = 0;
   int64_t stride = spec.head.input_stride;
   for (const LayerSpec& layer : spec.layers) {
-    cost += product_cost(batch, layer.out_features, layer.in_features);
+    cost += layer.is_norm() ? norm_cost(batch, layer.out_features)
+                            : product_cost(batch, layer.out_features, layer.in_features);
     if (!layer.keeps_output) scratch_ = std::max(scratch_, aligned<T>(batch * layer.out_features));
-    products_.push_back(
-        {kernels_,
-         {batch, layer.out_features, layer.in_features, {stride, 1}, {1, layer.weight_stride}},
-         machine.may_use_library});
+    products_.push_back({kernels_,
+                         {layer.is_norm() ? 0 : batch,
+                          layer.out_features,
+                          layer.in_features,
+                          {stride, 1},
+                          {1, layer.weight_stride}},
+                         machine.may_use_library});
     buffers_.add_product(products_.back());
     uses_library_ = uses_library_ || products_.back().is_by_library();
     stride = layer.out_features;
@@ -77,6 +83,8 @@ struct ForwardPlan<T>::Run {
       if (l > 0) stages.wait();
       if (l == 0 && first.is_sparse()) {
         stages.run([&](Member member) { compute_sparse(member); });
+      } else if (plan.spec_.layers[l].is_norm()) {
+        stages.run([&](Member member) { compute_norm(l, member); });
       } else {
         compute(l, stages);
       }
@@ -93,6 +101,20 @@ struct ForwardPlan<T>::Run {
                           [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
                             finish(0, rows, columns, n, i * n + j, i * stride + j, stride, bias);
                           });
+  }
+
+  void compute_norm(int64_t l, Member member) const {
+    const LayerSpec& layer = plan.spec_.layers[l];
+    const LayerMemory& operands = memory.layers[l];
+    const int64_t n = layer.out_features, stride = input_stride(l), batch = plan.spec_.head.batch;
+    const int64_t end = member.end(batch);
+    for (int64_t i = member.begin(batch); i < end; i += kNormRows) {
+      const int64_t rows = std::min(kNormRows, end - i);
+      plan.kernels_.norm[static_cast<int>(layer.norm)](rows, n, input(l) + i * stride, stride,
+                                                       static_cast<const T*>(operands.weight),
+                                                       layer.eps, layers[l].sums + i * n);
+      finish(l, rows, n, n, i * n, i * stride, stride, static_cast<const T*>(operands.bias));
+    }
   }
 
   template <typename Stages>

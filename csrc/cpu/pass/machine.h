@@ -34,6 +34,13 @@ inline double product_cost(int64_t m, int64_t n, int64_t k) {
   return rows * columns * depth + (rows + columns) * depth + 4 * rows * columns;
 }
 
+// A norm of m rows, likewise: it goes over them three times.
+inline double norm_cost(int64_t m, int64_t n) {
+  return 16 * static_cast<double>(m) * static_cast<double>(n);
+}
+// Rows between two epilogues of a norm, which find them in the first-level cache.
+inline constexpr int64_t kNormRows = 8;
+
 template <typename T>
 int team_size(double cost, const Machine<T>& machine) {
   return static_cast<int>(std::clamp(cost / machine.kernels->tuning.multiplications_per_thread, 1.0,

@@ -83,8 +83,8 @@ void Steps<T>::plan(int64_t rows, int64_t input_stride) {
     // Without clipping each gradient is used up as soon as it is there, and that of a weight whose
     // update is plain is never written, unless it is a sum of several parts: each of them would
     // round the weight anew.
-    if (!arguments_.parameters[i].is_bias && !clips() && is_plain(*updates[i]) &&
-        rows <= machine_.kernels->tuning.block_depth) {
+    if (!arguments_.parameters[i].is_bias && !spec_of(i).is_norm() && !clips() &&
+        is_plain(*updates[i]) && rows <= machine_.kernels->tuning.block_depth) {
       spec_of(i).weight_gradient = Gradient::added;
     } else {
       gradients += aligned<T>(updates[i]->elements);
