@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,6 +15,18 @@ from fastmlp.modules import Reader, Residual, read_modules
 _run_modules = _C.run_modules
 # What explain() wants to be told of each chain's input.
 watchers: list[Callable[[Chain, Any], object]] = []
+
+
+# Where a module that stands for the layer of another keeps that one.
+OWNER = "_fastmlp_owner"
+
+
+def linear_layers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The linear layers in modules, each as often as it is there."""
+    for module in modules:
+        for one in module.modules():
+            if isinstance(one, nn.Linear):
+                yield one.__dict__.get(OWNER, one)
 
 
 class Chain:

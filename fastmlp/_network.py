@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmlp import _activations
 
 # Op of csrc/network/program.h
-_LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM = range(7)
+_LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM, _SKIP_OVER = range(8)
 
 
 class Norm(Enum):
@@ -26,7 +26,8 @@ class Norm(Enum):
 
 @dataclass
 class Layer:
-    """From x to activation(x @ weight.T + bias), then dropout, then + x where it skips.
+    """From x to activation(x @ weight.T + bias), then dropout, then + the input of a block of
+    layers, of which it is the last.
 
     Where there is a norm, its result times the weight, of one dimension, is in the product's place.
     """
@@ -36,7 +37,7 @@ class Layer:
     activation: int = 0
     parameters: tuple[float, ...] = ()  # the activation's
     dropout: float = 0.0  # a probability
-    skip: bool = False
+    skip: int = 0  # layers of that block; 0: nothing is added
     norm: Norm = Norm.NONE
     eps: float = 0.0  # the norm's
 
@@ -93,7 +94,7 @@ class Network:
                 program.append(_DROPOUT)
                 constants.append(layer.dropout)
             if layer.skip:
-                program.append(_SKIP)
+                program += [_SKIP] if layer.skip == 1 else [_SKIP_OVER, layer.skip]
         return operands, program, constants
 
     def drawn(self, input: Tensor) -> tuple[list[Tensor], list[int], list[float]]:
@@ -109,12 +110,14 @@ class Network:
 
     def plain(self, input: Tensor) -> Tensor:
         """The reference path: the same network as torch operations."""
+        inputs = []
         for layer in self.layers:
+            inputs.append(input)
             output = layer.sums(input)
             output = _activations.ALL[layer.activation].plain(output, layer.parameters)
             if layer.dropout > 0:
                 output = F.dropout(output, layer.dropout)
-            input = input + output if layer.skip else output
+            input = inputs[-layer.skip] + output if layer.skip else output
         return input
 
 

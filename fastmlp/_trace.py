@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any
 
 from fastmlp import _activations
-from fastmlp._chain import Chain, cut
+from fastmlp._chain import OWNER, Chain, cut
 from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual
 
 
@@ -544,11 +544,37 @@ def _step(node: fx.Node, root: nn.Module) -> _Step | None:
             return None
         name = str(node.target)
         return _Step(input, root.get_submodule(name), name, [node])
+    if node.target is F.linear:
+        layer = _linear(node, root)
+        return None if layer is None else _Step(input, layer[1], layer[0], [node])
     arguments = _constants(node)
     if arguments is None:
         return None
     module = _module_of(node, *arguments)
     return None if module is None else _Step(input, module, node.name, [node])
+
+
+def _linear(node: fx.Node, root: nn.Module) -> tuple[str, nn.Module] | None:
+    """The linear layer whose weight and bias F.linear is given, in a forward of another class; as
+    one that shares its parameters, whatever they may be later."""
+    weight, bias = (
+        node.args[i] if len(node.args) > i else node.kwargs.get(name)
+        for i, name in ((1, "weight"), (2, "bias"))
+    )
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    owner, _, name = str(weight.target).rpartition(".")
+    module = root.get_submodule(owner)
+    expected = module._parameters.get("bias") is not None
+    is_bias = isinstance(bias, fx.Node) and bias.target == f"{owner}.bias".lstrip(".")
+    if not isinstance(module, nn.Linear) or name != "weight" or is_bias != expected:
+        return None
+    if bias is not None and not is_bias:
+        return None
+    layer = nn.Linear(1, 1, device="meta")
+    layer.__dict__.update({"_parameters": module._parameters, OWNER: module})
+    layer.in_features, layer.out_features = module.in_features, module.out_features
+    return owner, layer
 
 
 def _reads_more(node: fx.Node) -> bool:

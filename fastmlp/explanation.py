@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp import _chain, functional
-from fastmlp._chain import Chain
+from fastmlp._chain import Chain, linear_layers
 from fastmlp.fusion import analyse, twin, unfuse
 from fastmlp.modules import FusedLinear, FusedMLP, read_modules
 
@@ -67,13 +67,13 @@ def explain(model: nn.Module, *inputs: Any) -> Explanation:
     ours: list[nn.Module] = [
         module for module in names if isinstance(module, (FusedMLP, FusedLinear))
     ]
-    in_chains = {id(m) for chain in findings.chains for m in _linear_layers(chain.modules)}
+    in_chains = {id(m) for chain in findings.chains for m in linear_layers(chain.modules)}
     alone: list[nn.Module] = []
     for module in ours:
         network = read_modules({"": module})
         if isinstance(network, str):
             reasons[names[module]] = network
-        elif not in_chains.issuperset(layers := {id(m) for m in _linear_layers([module])}):
+        elif not in_chains.issuperset(layers := {id(m) for m in linear_layers([module])}):
             in_chains |= layers
             alone.append(module)
     work: dict[str, float]
@@ -105,11 +105,6 @@ def explain(model: nn.Module, *inputs: Any) -> Explanation:
     return Explanation(run, left, min(share, 1.0), bool(inputs))
 
 
-def _linear_layers(modules: Any) -> Iterator[nn.Module]:
-    for module in modules:
-        yield from (one for one in module.modules() if isinstance(one, nn.Linear))
-
-
 def _of_what_it_is_in(name: str, reasons: dict[str, str]) -> str:
     """Why a linear layer without a reason of its own is in no chain."""
     parent = name
@@ -131,7 +126,7 @@ def _run(
     whys: dict[int, str | None] = {}
 
     def note(modules: Any, why: str | None) -> None:
-        for layer in _linear_layers(modules):
+        for layer in linear_layers(modules):
             whys[id(layer)] = whys.get(id(layer)) or why
 
     def watch(chain: Chain, input: Any) -> None:

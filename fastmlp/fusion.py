@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from fastmlp import functional
-from fastmlp._chain import Chain, Cut, cut
+from fastmlp._chain import Chain, Cut, cut, linear_layers
 from fastmlp._trace import Plan, Untraceable, plan_of, required_inputs, unfused
 from fastmlp.modules import (
     MODULE_HOOKS,
@@ -330,12 +330,7 @@ def _joined(module: nn.Module, base: type[nn.Module], found: Cut) -> list[Plan] 
 
 
 def _layers_of(chain: Chain) -> tuple[int, ...]:
-    return tuple(
-        id(module)
-        for one in chain.modules
-        for module in one.modules()
-        if isinstance(module, nn.Linear)
-    )
+    return tuple(map(id, linear_layers(chain.modules)))
 
 
 def _read_forward(module: nn.Module, base: type[nn.Module]) -> list[Plan]:

@@ -46,9 +46,9 @@ MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_bac
 class Residual(nn.Sequential):
     """A `torch.nn.Sequential` whose input is added to its output: x + f(x).
 
-    Inside a :class:`FusedMLP` it runs fused where it holds one square `nn.Linear` and after it, if
-    anything, an activation and a `nn.Dropout`. The form is that of K. He, X. Zhang, S. Ren, J. Sun,
-    Deep Residual Learning for Image Recognition, CVPR 2016, with the block's activation inside.
+    Inside a :class:`FusedMLP` it runs fused where its modules do and none is such a block itself.
+    The form is that of K. He, X. Zhang, S. Ren, J. Sun, Deep Residual Learning for Image
+    Recognition, CVPR 2016, with the block's activation inside.
 
     Shapes:
         input and output `(...)`, the same.
@@ -207,15 +207,16 @@ class Reader:
         self.residuals -= 1
         if reason is not None:
             return f"module {name}: {reason}"
-        if len(self.network.layers) == before:
+        layers = self.network.layers[before:]
+        if all(layer.norm is not Norm.NONE for layer in layers):
             return f"module {name}: there is no linear layer"
-        if len(self.network.layers) > before + 1 or self.layer.skip:
-            return f"module {name}: it holds more than one linear layer"
-        if self.layer.norm is not Norm.NONE:
-            return f"module {name}: it holds a norm alone"
-        if self.layer.weight.size(0) != self.layer.weight.size(1):
-            return f"module {name}: its linear layer is not square"
-        self.layer.skip = True
+        if any(layer.skip for layer in layers):
+            return f"module {name}: it holds another block"
+        if len(layers) > _MOST_SKIPPED:
+            return f"module {name}: it holds more than {_MOST_SKIPPED} layers"
+        if layers[0].weight.size(-1) != layers[-1].weight.size(0):
+            return f"module {name}: its output is not as wide as its input"
+        self.layer.skip = len(layers)
         self.takes_activation = self.takes_dropout = False
         return None
 
@@ -269,14 +270,18 @@ class FusedMLP(nn.Sequential):
             elements are those that the plain `nn.Sequential` would set to zero (N. Srivastava et
             al., Dropout, JMLR 2014).
         residual: whether each hidden layer with as many out_features as in_features is a
-            :class:`Residual` of its linear layer, activation and dropout.
+            :class:`Residual` of its linear layer, norm, activation and dropout.
+        norm: after each linear layer but the output's, before its activation, as torchvision's MLP
+            has it: "layer" (`nn.LayerNorm`), "rms" (`nn.RMSNorm`), "batch" (`nn.BatchNorm1d`, which
+            does not run fused) or None.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Shapes:
         input `(..., sizes[0])`, output `(..., sizes[-1])`.
 
     Raises:
-        ValueError: fewer than two sizes, an unknown activation, or a dropout outside of [0, 1].
+        ValueError: fewer than two sizes, an unknown activation or norm, or a dropout outside of
+            [0, 1].
         TypeError: modules in place of sizes; :meth:`from_sequential` takes these.
 
     Example:
@@ -294,6 +299,7 @@ class FusedMLP(nn.Sequential):
         bias: bool = True,
         dropout: float | None = None,
         residual: bool = False,
+        norm: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -316,6 +322,11 @@ class FusedMLP(nn.Sequential):
             raise ValueError(
                 f"fastmlp: expected a dropout probability between 0 and 1, got {dropout}"
             )
+        if norm is not None and norm not in _NORM_KINDS:
+            raise ValueError(
+                f"fastmlp: expected a norm of {', '.join(map(repr, _NORM_KINDS))} or None, got "
+                f"{norm!r}"
+            )
         try:
             sizes = [operator.index(size) for size in sizes]
         except TypeError:
@@ -328,6 +339,8 @@ class FusedMLP(nn.Sequential):
             layer: list[nn.Module]
             layer = [nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)]
             hidden = i + 2 < len(sizes)
+            if hidden and norm is not None:
+                layer.append(_NORM_KINDS[norm](out_features, device=device, dtype=dtype))
             after = activation if hidden else output_activation
             if after is not None:
                 layer.append(_make_activation(after))
@@ -494,6 +507,8 @@ def _make_activation(activation: str | nn.Module | type[nn.Module]) -> nn.Module
 
 
 _CONTAINERS = (nn.Sequential, FusedMLP)  # which run their modules one after the other
+_MOST_SKIPPED = 255  # kMostSkipped of csrc/network/program.h
+_NORM_KINDS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": nn.BatchNorm1d}
 _NORMS: dict[type, Norm] = {nn.LayerNorm: Norm.LAYER, nn.RMSNorm: Norm.RMS}
 # Derived classes that keep what the reader goes by: which of those it knows they work like.
 READ_AS: dict[type, type] = {}

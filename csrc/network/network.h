@@ -19,7 +19,8 @@ enum class Gradient : uint8_t {
   added,    // times a scale, to the parameter itself
 };
 
-// One layer: y = activation(z), of which it gives y · noise + x, or parts of that; z is
+// One layer: y = activation(z), of which it gives y · noise + the input of a layer, or parts of
+// that; z is
 // x · weightᵀ + bias, or a norm of x · weight + bias.
 struct LayerSpec {
   int64_t in_features = 0;
@@ -30,7 +31,9 @@ struct LayerSpec {
   int32_t activation = 0;
   bool bias = false;
   bool noise = false;  // dropout's
-  bool skip = false;   // whether x is added; in_features == out_features then
+  // 0: nothing is added; else the input of the layer so many less one before this one, which has as
+  // many features. No two such spans overlap.
+  uint8_t skip = 0;
   // What forward leaves for backward.
   bool keeps_output = false, keeps_sums = false, keeps_activated = false;
   // What backward is to find.
@@ -39,6 +42,7 @@ struct LayerSpec {
   uint8_t unused[3] = {};
 
   bool is_output_activated() const { return !noise && !skip; }
+  int64_t skip_from(int64_t l) const { return l + 1 - skip; }  // of layer l, where there is one
   bool is_norm() const { return norm != Norm::none; }
   int64_t weight_elements() const { return is_norm() ? out_features : out_features * in_features; }
   bool is_trained() const {

@@ -1,5 +1,6 @@
 #include "network/program.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -58,7 +59,8 @@ void encode(const Program& program, Numbers& numbers, Constants& constants) {
       add(Op::dropout);
       constants.push_back(layer.dropout);
     }
-    if (layer.skip) add(Op::skip);
+    if (layer.skip > 0) add(layer.skip == 1 ? Op::skip : Op::skip_over);
+    if (layer.skip > 1) numbers.push_back(layer.skip);
   }
 }
 
@@ -67,10 +69,11 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
   Program program;
   Reader<int64_t> codes(numbers, count);
   Reader<double> rest(constants, constant_count);
-  int64_t last = -1;  // op of the present layer
+  int64_t last = -1;    // op of the present layer
+  int64_t skipped = 0;  // layers up to the last one whose output something is added to
   while (!codes.at_end()) {
     const int64_t code = codes.take("an op");
-    if (code < 0 || code > static_cast<int64_t>(Op::rms_norm))
+    if (code < 0 || code > static_cast<int64_t>(Op::skip_over))
       refuse("with the unknown op " + std::to_string(code));
     const Op op = static_cast<Op>(code);
     if (op == Op::linear || op == Op::layer_norm || op == Op::rms_norm) {
@@ -83,8 +86,9 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
       continue;
     }
     if (program.layers.empty()) refuse("that does not begin with a linear op or a norm");
-    // A dropout and the noise that it becomes are one.
-    if (code <= last || (op == Op::noise && last == static_cast<int64_t>(Op::dropout)))
+    // A dropout and the noise that it becomes are one, and so are the two ops of a sum.
+    if (code <= last || (op == Op::skip_over && last == static_cast<int64_t>(Op::skip)) ||
+        (op == Op::noise && last == static_cast<int64_t>(Op::dropout)))
       refuse("whose ops of a layer are out of order");
     last = code;
     LayerOps& layer = program.layers.back();
@@ -103,7 +107,12 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
     } else if (op == Op::noise) {
       layer.noise = program.operands++;
     } else {
-      layer.skip = true;
+      const int64_t span = op == Op::skip ? 1 : codes.take("how many layers are skipped");
+      if (span < 1 || span > std::min<int64_t>(program.layers.size() - skipped, kMostSkipped))
+        refuse("that skips over " + std::to_string(span) + " layers, of which there are " +
+               std::to_string(program.layers.size() - skipped) + " since the last ones skipped");
+      skipped = program.layers.size();
+      layer.skip = static_cast<int>(span);
     }
   }
   if (!rest.at_end()) refuse("with more constants than its ops have");

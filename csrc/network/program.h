@@ -22,7 +22,9 @@ enum class Op : int64_t {
   // features
   layer_norm,
   rms_norm,
+  skip_over,  // program: of how many layers, this the last one, the input is added to the output
 };
+inline constexpr int kMostSkipped = 255;
 
 // A layer's ops, which come in the order above, and its operands by their places; -1: none.
 struct LayerOps {
@@ -30,12 +32,12 @@ struct LayerOps {
   int activation = 0;
   double parameters[kMostParameters] = {};
   double dropout = 0;
-  bool skip = false;
+  int skip = 0;  // over how many layers; 0: none
   Norm norm = Norm::none;
   double eps = 0;  // the norm's
 
   // Whether its output is what the activation gives.
-  bool is_output_activated() const { return noise < 0 && !skip; }
+  bool is_output_activated() const { return noise < 0 && skip == 0; }
 };
 
 struct Program {

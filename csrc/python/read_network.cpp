@@ -317,12 +317,19 @@ class Reader {
     const int64_t before = network_.program.layers.size();
     stage_ = Stage::closed;
     ++residuals_;
-    if (!read_children(state) || network_.program.layers.size() != before + 1) return false;
+    if (!read_children(state)) return false;
     --residuals_;
-    const at::Tensor& weight = network_.operands[layer().weight];
-    if (layer().skip || layer().norm != Norm::none || weight.size(0) != weight.size(1))
-      return false;
-    layer().skip = true;
+    const auto& layers = network_.program.layers;
+    const int64_t span = layers.size() - before;
+    if (span < 1 || span > kMostSkipped) return false;
+    bool has_product = false;
+    for (int64_t l = before; l < layers.size(); ++l) {
+      if (layers[l].skip > 0) return false;  // a block in a block
+      has_product = has_product || layers[l].norm == Norm::none;
+    }
+    const at::Tensor& first = network_.operands[layers[before].weight];
+    if (!has_product || first.size(-1) != network_.operands[layer().weight].size(0)) return false;
+    layer().skip = static_cast<int>(span);
     stage_ = Stage::closed;
     return true;
   }

@@ -47,10 +47,12 @@ void check_parameters(const Arguments& a) {
                   "fastmlp: expected bias ", l, " of dtype ", a.input.scalar_type(), " on ",
                   a.input.device(), ", got ", bias.scalar_type(), " on ", bias.device());
     }
-    TORCH_CHECK(!layer.skip || is_norm || weight.size(0) == weight.size(1),
-                "fastmlp: expected as many in_features as out_features where a layer's input is "
-                "added to its output, got weight ",
-                l, " of shape ", weight.sizes());
+    if (layer.skip == 0) continue;
+    const int64_t added = a.weight(l + 1 - layer.skip).size(-1);
+    TORCH_CHECK(added == features,
+                "fastmlp: expected as many in_features as out_features where the input of a layer "
+                "is added to the output of one, got ",
+                added, " and ", features, " of weights ", l + 1 - layer.skip, " and ", l);
   }
 }
 

@@ -20,7 +20,7 @@ LayerSpec spec_of(const LayerOps& ops) {
   std::copy_n(ops.parameters, kMostParameters, layer.parameters);
   layer.bias = ops.bias >= 0;
   layer.noise = ops.noise >= 0;
-  layer.skip = ops.skip;
+  layer.skip = static_cast<uint8_t>(ops.skip);
   layer.norm = ops.norm;
   layer.eps = ops.eps;
   return layer;
@@ -39,8 +39,13 @@ Lowered lower(const Arguments& a) {
   Lowered lowered;
   lowered.input = as_rows(a.input);
   // A single column is handled as a row.
-  if (a.program.layers[0].skip && lowered.input.size(1) == 1)
-    lowered.input = lowered.input.contiguous();
+  const auto adds_input = [&] {
+    for (int64_t l = 0; l < a.program.layers.size(); ++l) {
+      if (a.program.layers[l].skip == l + 1) return true;
+    }
+    return false;
+  };
+  if (lowered.input.size(1) == 1 && adds_input()) lowered.input = lowered.input.contiguous();
   NetworkSpec& spec = lowered.spec;
   spec.head.dtype = dtype_of(a.input);
   spec.head.batch = lowered.input.size(0);

@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <string>
+#include <vector>
 
 namespace fastmlp {
 namespace {
@@ -30,7 +31,9 @@ at::Tensor activate(const ActivationInfo& info, const double* parameters, const 
 
 at::Tensor plain(const Arguments& a) {
   at::Tensor x = a.input.reshape({a.batch(), a.input.size(-1)});
+  std::vector<at::Tensor> inputs;
   for (const LayerOps& layer : a.program.layers) {
+    inputs.push_back(x);
     const at::Tensor& weight = a.operands[layer.weight];
     const auto bias =
         layer.bias >= 0 ? std::optional<at::Tensor>(a.operands[layer.bias]) : std::nullopt;
@@ -41,7 +44,7 @@ at::Tensor plain(const Arguments& a) {
     if (layer.norm == Norm::rms && bias) y = y + *bias;
     if (layer.activation != 0) y = activate(activations()[layer.activation], layer.parameters, y);
     if (layer.noise >= 0) y = y * a.operands[layer.noise];
-    x = layer.skip ? y + x : y;
+    x = layer.skip > 0 ? y + inputs[inputs.size() - layer.skip] : y;
   }
   at::DimVector sizes(a.input.sizes());
   sizes.back() = x.size(-1);

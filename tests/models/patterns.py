@@ -566,7 +566,7 @@ class SquareBlock(nn.Module):
         return x + F.relu(self.fc(x))
 
 
-@pattern("x + relu(fc(x))", numbers(16), 0.8)
+@pattern("x + relu(fc(x))", numbers(16))
 def square_blocks() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 64), SquareBlock(64), SquareBlock(64), nn.Linear(64, 3))
 
@@ -580,7 +580,7 @@ class TwoLayerBlock(nn.Module):
         return x + self.block(x)
 
 
-@pattern("x + block(x)", numbers(32), 0.98)
+@pattern("x + block(x)", numbers(32))
 def two_layer_blocks() -> nn.Module:
     return nn.Sequential(TwoLayerBlock(32), TwoLayerBlock(32), nn.Linear(32, 3))
 
@@ -597,7 +597,7 @@ class NormedBlock(nn.Module):
         return residual + self.fc2(x)
 
 
-@pattern("SimBa: LayerNorm before a residual block", numbers(24), 0.9)
+@pattern("SimBa: LayerNorm before a residual block", numbers(24))
 def simba() -> nn.Module:
     return nn.Sequential(
         nn.Linear(24, 64), NormedBlock(64), NormedBlock(64), nn.LayerNorm(64), nn.Linear(64, 6)
@@ -662,7 +662,7 @@ def normed(*modules: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*modules)
 
 
-@pattern("DreamerV3: Linear, LayerNorm, SiLU", numbers(32), 0.0)
+@pattern("DreamerV3: Linear, LayerNorm, SiLU", numbers(32), steps=True)
 def dreamer() -> nn.Module:
     layers = [[nn.Linear(m, n), nn.LayerNorm(n), nn.SiLU()] for m, n in pairwise([32, 64, 64])]
     return nn.Sequential(*(module for layer in layers for module in layer), nn.Linear(64, 8))
@@ -679,7 +679,7 @@ class NormedLinear(nn.Linear):
         return self.act(self.ln(super().forward(x)))
 
 
-@pattern("TD-MPC2: a Linear of another forward", numbers(24), 0.0)
+@pattern("TD-MPC2: a Linear of another forward", numbers(24))
 def td_mpc2() -> nn.Module:
     return nn.Sequential(NormedLinear(24, 64), NormedLinear(64, 64), nn.Linear(64, 6))
 

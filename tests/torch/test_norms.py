@@ -229,6 +229,25 @@ def test_steps(kind: str, optimizer: str, rows: int, clip: float | None) -> None
     twins.check(4, 1e-9, rows)
 
 
+@pytest.mark.parametrize("kind", [*NORMS, "batch"])
+def test_by_name(kind: str) -> None:
+    model = FusedMLP([7, 9, 9, 3], activation="silu", dropout=0.1, norm=kind, residual=True)
+    norm = {**NORMS, "batch": nn.BatchNorm1d}[kind]
+    assert [type(m) for m in model.modules() if isinstance(m, (nn.Linear, norm))] == [
+        nn.Linear, norm, nn.Linear, norm, nn.Linear,
+    ]  # fmt: skip
+    first, hidden = [type(m) for m in model[:4]], [type(m) for m in model[4]]
+    assert first == hidden == [nn.Linear, norm, nn.SiLU, nn.Dropout]
+    x = torch.randn(5, 7)
+    assert (model.why_plain(x) is None) == (kind != "batch")
+    torch.manual_seed(1)
+    y = model(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(y, copy.deepcopy(model).as_sequential()(x))
+    with pytest.raises(ValueError, match="expected a norm of 'layer', 'rms', 'batch' or None"):
+        FusedMLP([3, 2], norm="group")
+
+
 @NORM
 def test_compiled(kind: str) -> None:
     model, x = usual(kind, 8), torch.randn(6, 5, dtype=torch.float64, requires_grad=True)

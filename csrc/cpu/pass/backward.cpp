@@ -278,17 +278,18 @@ struct BackwardPlan<T>::Run {
     const bool below = l > plan.first_;
     T* const grad = below ? scratch_of(l - 1) : static_cast<T*>(memory.grad_input);
     const bool keeps = below && plan.keeps_skipped(l - 1);
-    const bool given_skipped = l + 1 == plan.layers_;
+    const int64_t above = plan.skip_to(l);  // whose dL/dy comes on top
+    const bool given_skipped = above + 1 == plan.layers_;
     const T* const added = given_skipped ? grad_output() : skipped;
     const int64_t n = layer.in_features,
                   added_stride = given_skipped ? plan.spec_.head.grad_output_stride : n;
     const auto epilogue = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
       const int64_t at = i * n + j;
       T* dy = grad + at;
-      if (layer.skip || keeps) {
+      if (above >= 0 || keeps) {
         T* const sum = keeps ? skipped + at : dy;
         plan.kernels_.combine(rows, columns, dy, n, nullptr,
-                              layer.skip ? added + i * added_stride + j : nullptr, added_stride,
+                              above >= 0 ? added + i * added_stride + j : nullptr, added_stride,
                               sum, n);
         dy = sum;
       }

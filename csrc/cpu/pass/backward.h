@@ -46,7 +46,16 @@ class BackwardPlan {
 
   const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
   bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }
-  bool keeps_skipped(int64_t l) const { return layer(l).skip && needs_input_gradient(l); }
+  bool keeps_skipped(int64_t l) const {
+    return layer(l).skip > 0 && needs_input_gradient(layer(l).skip_from(l));
+  }
+  // The layer to whose output the input of layer l is added; -1: none.
+  int64_t skip_to(int64_t l) const {
+    for (int64_t above = l; above < layers_; ++above) {
+      if (layer(above).skip > 0) return layer(above).skip_from(above) == l ? above : -1;
+    }
+    return -1;
+  }
   // The last layer's dL/dz is the incoming gradient itself where there is nothing to go through.
   bool is_given(int64_t l) const;
   // From row to row of a layer's dL/dz, and of its input.

@@ -31,9 +31,31 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     uses_library_ = uses_library_ || products_.back().is_by_library();
     stride = layer.out_features;
   }
+  place_outputs();
   threads_ = team_size(cost, machine);
   if (cuts && !uses_library_) blocks_.cut(spec, machine);
   if (blocks_) threads_ = std::min(threads_, static_cast<int>(blocks_.count()));
+}
+
+// An output is read by the next layer, and once more where it is added to that of a later one: its
+// buffer is free from then on.
+template <typename T>
+void ForwardPlan<T>::place_outputs() {
+  const int64_t count = spec_.layers.size();
+  InlineVector<int64_t, 8> last_reader;  // of each buffer
+  for (int64_t l = 0; l < count; ++l) {
+    int64_t reader = l + 1;
+    for (int64_t above = l + 2; above < count; ++above) {
+      const LayerSpec& layer = spec_.layers[above];
+      if (layer.skip > 0 && layer.skip_from(above) == l + 1) reader = above;
+    }
+    int buffer = 0;
+    while (buffer < last_reader.size() && last_reader[buffer] >= l) ++buffer;
+    if (buffer == last_reader.size()) last_reader.push_back(0);
+    last_reader[buffer] = reader;
+    buffer_of_.push_back(buffer);
+  }
+  buffer_count_ = static_cast<int>(last_reader.size());
 }
 
 // A run of the plan: where everything lies.
@@ -49,11 +71,14 @@ struct ForwardPlan<T>::Run {
   InlineVector<Sums, 8> layers;
 
   Run(const ForwardPlan& plan, const NetworkMemory& memory, FirstLayer<T>& first, T* workspace)
-      : plan(plan), memory(memory), first(first), buffers(workspace + 2 * plan.scratch_) {
+      : plan(plan),
+        memory(memory),
+        first(first),
+        buffers(workspace + plan.buffer_count_ * plan.scratch_) {
     for (int64_t l = 0; l < plan.spec_.layers.size(); ++l) {
       const LayerMemory& layer = memory.layers[l];
-      T* const output =
-          layer.output ? static_cast<T*>(layer.output) : workspace + (l % 2) * plan.scratch_;
+      T* const output = layer.output ? static_cast<T*>(layer.output)
+                                     : workspace + plan.buffer_of_[l] * plan.scratch_;
       T* const activated = layer.activated ? static_cast<T*>(layer.activated) : output;
       layers.push_back({layer.sums ? static_cast<T*>(layer.sums) : activated, activated, output});
     }
@@ -93,13 +118,13 @@ struct ForwardPlan<T>::Run {
 
   void compute_sparse(Member member) const {
     const LayerSpec& layer = plan.spec_.layers[0];
-    const int64_t n = layer.out_features, stride = input_stride(0);
+    const int64_t n = layer.out_features;
     first.input().forward(member,
                           {static_cast<const T*>(memory.layers[0].weight), layer.weight_stride, 1},
                           static_cast<const T*>(memory.layers[0].bias), first.panel_weight(),
                           plan.buffers_.of(buffers, member), layers[0].sums,
                           [&](int64_t i, int64_t rows, int64_t j, int64_t columns, const T* bias) {
-                            finish(0, rows, columns, n, i * n + j, i * stride + j, stride, bias);
+                            finish(0, rows, columns, n, i, j, bias);
                           });
   }
 
@@ -113,7 +138,7 @@ struct ForwardPlan<T>::Run {
       plan.kernels_.norm[static_cast<int>(layer.norm)](rows, n, input(l) + i * stride, stride,
                                                        static_cast<const T*>(operands.weight),
                                                        layer.eps, layers[l].sums + i * n);
-      finish(l, rows, n, n, i * n, i * stride, stride, static_cast<const T*>(operands.bias));
+      finish(l, rows, n, n, i, 0, static_cast<const T*>(operands.bias));
     }
   }
 
@@ -121,7 +146,7 @@ struct ForwardPlan<T>::Run {
   void compute(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.spec_.layers[l];
     const T* const bias = static_cast<const T*>(memory.layers[l].bias);
-    const int64_t n = layer.out_features, stride = input_stride(l);
+    const int64_t n = layer.out_features;
     // A single column is handled as a row, by whole vectors, with its bias repeated.
     constexpr int64_t kRun = 64;
     T repeated[kRun];
@@ -132,20 +157,19 @@ struct ForwardPlan<T>::Run {
         {input(l), static_cast<const T*>(memory.layers[l].weight), layers[l].sums}, buffers,
         [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
           if (!column) {
-            finish(l, rows, columns, n, i * n + j, i * stride + j, stride,
-                   bias ? bias + j : nullptr);
+            finish(l, rows, columns, n, i, j, bias ? bias + j : nullptr);
             return;
           }
           for (const int64_t end = i + rows; i < end; i += kRun)
-            finish(l, 1, std::min(kRun, end - i), 1, i, i, 1, bias ? repeated : nullptr);
+            finish(l, 1, std::min(kRun, end - i), 1, i, 0, bias ? repeated : nullptr);
         });
   }
 
-  // The epilogue, from a piece of the sums to the output, with the piece's place in them and in the
-  // input.
-  void finish(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t at,
-              int64_t input_at, int64_t input_stride, const T* bias) const {
+  // The epilogue, from a piece of the sums to the output, where row i and column j are its first.
+  void finish(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t i, int64_t j,
+              const T* bias) const {
     const LayerSpec& layer = plan.spec_.layers[l];
+    const int64_t at = i * stride + j;
     T* const y = layers[l].activated + at;
     if (layer.activation != 0 || bias) {
       plan.kernels_.activate[layer.activation](rows, columns, layers[l].sums + at, y, stride, bias,
@@ -153,9 +177,15 @@ struct ForwardPlan<T>::Run {
     }
     if (layer.is_output_activated()) return;
     const T* const noise = static_cast<const T*>(memory.layers[l].noise);
-    plan.kernels_.combine(rows, columns, y, stride, layer.noise ? noise + at : nullptr,
-                          layer.skip ? input(l) + input_at : nullptr, input_stride,
-                          layers[l].output + at, stride);
+    const T* added = nullptr;
+    int64_t added_stride = 0;
+    if (layer.skip > 0) {
+      const int64_t from = layer.skip_from(l);
+      added_stride = stride == 1 ? 1 : input_stride(from);
+      added = input(from) + i * added_stride + j;
+    }
+    plan.kernels_.combine(rows, columns, y, stride, layer.noise ? noise + at : nullptr, added,
+                          added_stride, layers[l].output + at, stride);
   }
 };
 

@@ -22,7 +22,8 @@ class ForwardPlan {
   const SparsePlan<T>& sparse() const { return sparse_; }
   // What it takes beside that of FirstLayer::elements(), which comes after it.
   int64_t workspace_elements() const {
-    return blocks_ ? threads_ * blocks_.elements() : 2 * scratch_ + buffers_.elements(threads_);
+    return blocks_ ? threads_ * blocks_.elements()
+                   : buffer_count_ * scratch_ + buffers_.elements(threads_);
   }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
@@ -33,6 +34,7 @@ class ForwardPlan {
 
  private:
   struct Run;
+  void place_outputs();
 
   const NetworkSpec spec_;
   const Machine<T> machine_;
@@ -40,7 +42,10 @@ class ForwardPlan {
   InlineVector<Product<T>, 4> products_;
   SparsePlan<T> sparse_;  // of the first layer, in place of its product where that pays
   BufferPlan<T> buffers_;
-  int64_t scratch_ = 0;  // elements of one of the two buffers for outputs that nobody keeps
+  // For outputs that nobody keeps: elements of a buffer, how many there are, and each layer's.
+  int64_t scratch_ = 0;
+  int buffer_count_ = 2;
+  InlineVector<int, 8> buffer_of_;
   int threads_ = 1;
   bool uses_library_ = false;
   BlockPlans<ForwardPlan> blocks_;  // where the batch is cut
