@@ -14,7 +14,7 @@ import operator
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -123,7 +123,6 @@ def _text(graph: fx.Graph) -> str:
 
 _PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _OWN_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
-_FX = torch.fx.__name__
 
 
 class _Proxy(fx.Proxy):
@@ -172,6 +171,7 @@ class _Tracer(fx.Tracer):
         self.lists: list[nn.Module] = []  # that hold such modules, or others
         # What has been asked for: (whose dict, the name) → (the value, and a copy if it is mutable)
         self.asked: dict[tuple[int, str], tuple[dict[str, Any], str, Any, Any]] = {}
+        self.of_classes: dict[tuple[int, str], tuple[nn.Module, str, Any, Any]] = {}
         self.records: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # attributes, a copy
 
     def refused(self, reason: str) -> Untraceable:
@@ -272,16 +272,19 @@ class _Tracer(fx.Tracer):
             return
         copied = value
         if _is_record(value):
-            self.records[id(value)] = vars(value), dict(vars(value))
-        elif not isinstance(value, Tensor) and not _is_comparable(
-            value
-        ):  # a tensor is in the graph
+            self.records[id(value)] = vars(value), _copy(vars(value))
+        elif _is_comparable(value):
+            copied = _copy(value)
+        elif not isinstance(value, Tensor):  # which is in the graph
             raise self.refused(
                 f"its forward reads {name}, a {type(value).__name__}, which may change"
             )
-        elif type(value) in (list, dict, set):
-            copied = value.copy()
         self.asked[id(values), name] = values, name, value, copied
+
+    def ask_class(self, module: nn.Module, name: str, value: Any) -> None:
+        """Notes that a value of a module's class was read, which one of its own may replace."""
+        if _is_comparable(value) and not callable(value):
+            self.of_classes.setdefault((id(module), name), (module, name, value, _copy(value)))
 
     def restore(self) -> list[str]:
         """Takes back what the forward has written to objects that it read; returns their names."""
@@ -317,11 +320,16 @@ class _Tracer(fx.Tracer):
         for values, key, value, copied in self.asked.values():
             if not isinstance(value, Tensor):
                 same(values, key, value, copied)
+        for module, key, _, copied in self.of_classes.values():
+            terms.append(f"getattr({name(module)}, {key!r}, missing) == {name(copied)}")
         terms += [f"{name(values)} == {name(copied)}" for values, copied in self.records.values()]
         _, *inner = self.bases
         for base in dict.fromkeys(self.bases.values()):
-            for key, value in _outer_values(base.forward):
-                same(base.forward.__globals__, key, value, value)
+            for scope, key, value in _outer_values(base):
+                if isinstance(scope, dict):
+                    same(scope, key, value, value)
+                else:
+                    terms.append(f"{name(scope)}.cell_contents == {name(value)}")
             terms.append(f"{name(base)}.forward is {name(base.forward)}")
         for module in dict.fromkeys([*self.bases, *self.lists]):
             values = module.__dict__
@@ -359,6 +367,8 @@ def _recorder(base: type[nn.Module], tracer: _Tracer) -> type[nn.Module]:
             values = object.__getattribute__(self, "__dict__")
             if name in values:
                 tracer.ask(values, name, value)
+            elif inspect.getattr_static(base, name, None) is value:
+                tracer.ask_class(self, name, value)
         return value
 
     def refuse(self: nn.Module, name: str, *value: Any) -> None:
@@ -430,13 +440,43 @@ def _is_same(value: Any, copied: Any) -> bool:
     return value is copied or bool(type(value) is type(copied) and value == copied)
 
 
-def _outer_values(function: Any) -> Iterator[tuple[str, Any]]:
-    """Plain values of a function's module that it refers to."""
-    code = getattr(function, "__code__", None)
-    for name in code.co_names if code is not None else ():
-        value = function.__globals__.get(name, _PLAIN_VALUES)
-        if isinstance(value, _PLAIN_VALUES) and not hasattr(builtins, name):
-            yield name, value
+def _copy(value: Any) -> Any:
+    """A value whose lists, dicts and sets are others, down to the last."""
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_copy, value))
+    if type(value) is dict:
+        return {key: _copy(one) for key, one in value.items()}
+    return value
+
+
+def _outer_values(base: type[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
+    """Plain values outside of a class that its forward, and what it calls by name, refer to: the
+    dict or the cell where each is, its name, and the value."""
+    functions, seen = [base.forward], set()
+    while functions:
+        function: Any = inspect.unwrap(functions.pop())
+        code = getattr(function, "__code__", None)
+        if code is None or code in seen or str(function.__module__).split(".")[0] == "torch":
+            continue
+        seen.add(code)
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # empty
+                value = cell.cell_contents
+                if isinstance(value, types.FunctionType):
+                    functions.append(value)
+                elif isinstance(value, _PLAIN_VALUES):
+                    yield cell, "", value
+        codes = [code]
+        while codes:
+            code = codes.pop()
+            codes += [one for one in code.co_consts if isinstance(one, types.CodeType)]
+            for name in code.co_names:
+                of_class = inspect.getattr_static(base, name, None)
+                of_class = getattr(of_class, "fget", None) or of_class
+                value = function.__globals__.get(name, _PLAIN_VALUES)
+                functions += [f for f in (of_class, value) if isinstance(f, types.FunctionType)]
+                if isinstance(value, _PLAIN_VALUES) and not hasattr(builtins, name):
+                    yield function.__globals__, name, value
 
 
 # --- Joining

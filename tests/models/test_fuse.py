@@ -6,6 +6,7 @@ import copy
 import inspect
 import random
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +18,30 @@ from torch import Tensor, nn
 import fastmlp
 from fastmlp import FusedMLP
 
+GAIN = 1.0
+
+
+def scaled(x: Tensor) -> Tensor:
+    """With a value of this module."""
+    return x * GAIN
+
 
 class Net(nn.Module):
     """What most of the tests change."""
 
+    shift = 0.25
+
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.fc2, self.fc3 = nn.Linear(6, 9), nn.Linear(9, 9), nn.Linear(9, 3)
-        self.slope, self.act, self.extra = 0.1, F.relu, [0.5, 2]
+        self.slope, self.act, self.extra = 0.1, F.relu, [[0.5], 2]
+        self.settings = types.SimpleNamespace(twice=False, sizes=[1, 2])
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.fc1(x), self.slope)
-        x = self.act(self.fc2(x)) * self.extra[0]
-        return self.fc3(x)
+        x = self.act(self.fc2(x)) * self.extra[0][0] + self.shift
+        x = self.fc3(scaled(x)) * self.settings.sizes[0]
+        return 2 * x if self.settings.twice else x
 
 
 def ran_fused(model: nn.Module, *inputs: Any) -> list[str]:
@@ -43,7 +55,14 @@ def check(fused: nn.Module, plain: nn.Module, *inputs: Tensor) -> None:
 CHANGES: dict[str, Callable[[Any], object]] = {
     "a number": lambda net: setattr(net, "slope", 0.7),
     "a function": lambda net: setattr(net, "act", torch.tanh),
-    "an item of a list": lambda net: net.extra.__setitem__(0, 3.0),
+    "an item of a list": lambda net: net.extra.__setitem__(0, [3.0]),
+    "an item of a list in a list": lambda net: net.extra[0].__setitem__(0, 3.0),
+    "a setting": lambda net: setattr(net.settings, "twice", True),
+    "an item of a setting": lambda net: net.settings.sizes.__setitem__(0, 7),
+    "other settings": lambda net: setattr(
+        net, "settings", types.SimpleNamespace(twice=True, sizes=[3])
+    ),
+    "a value of the class": lambda net: setattr(net, "shift", 0.75),
     "a layer": lambda net: setattr(net, "fc2", nn.Linear(9, 9, bias=False)),
     "a weight": lambda net: setattr(net.fc1, "weight", nn.Parameter(torch.ones(9, 6))),
     "a value in place": lambda net: net.fc3.weight.data.mul_(2),
@@ -67,6 +86,42 @@ def test_what_changes_afterwards_counts(what: str) -> None:
     CHANGES[what](fused)
     check(fused, plain, x)
     check(copy.deepcopy(fused), plain, x)
+
+
+def test_values_outside_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, x = Net(), torch.randn(5, 6)
+    fused = fastmlp.fuse(plain)
+    check(fused, plain, x)
+    monkeypatch.setattr(Net, "shift", 3.0)
+    check(fused, plain, x)
+    monkeypatch.setitem(globals(), "GAIN", 5.0)
+    check(fused, plain, x)
+
+
+def made_with(factor: float) -> tuple[nn.Module, Callable[[float], None]]:
+    """A module whose forward has a value of a function around it, and what changes that."""
+
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(self.a(x)) * factor)
+
+    def change(to: float) -> None:
+        nonlocal factor
+        factor = to
+
+    return Closed(), change
+
+
+def test_a_value_of_a_function_around() -> None:
+    plain, change = made_with(2.0)
+    fused, x = fastmlp.fuse(plain), torch.randn(5, 6)
+    check(fused, plain, x)
+    change(-3.0)
+    check(fused, plain, x)
 
 
 class Blocks(nn.Module):
