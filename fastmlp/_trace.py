@@ -430,7 +430,7 @@ def _is_record(value: Any) -> bool:
         hasattr(value, "__dict__")
         and not isinstance(value, (type, nn.Module, Tensor, types.FunctionType, types.ModuleType))
         and not isinstance(value, (list, tuple, dict, set))
-        and kind.__getattribute__ is object.__getattribute__  # type: ignore[comparison-overlap]
+        and isinstance(kind.__getattribute__, types.WrapperDescriptorType)  # no Python
         and not hasattr(kind, "__getattr__")
         and all(map(_is_comparable, vars(value).values()))
     )

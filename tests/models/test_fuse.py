@@ -79,6 +79,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 def test_what_changes_afterwards_counts(what: str) -> None:
     plain, x = Net(), torch.randn(5, 6)
     fused = fastmlp.fuse(copy.deepcopy(plain), inplace=True)
+    assert ran_fused(fused, x) == ["fc1", "fc2"]
     check(fused, plain, x)
     torch.manual_seed(1)
     CHANGES[what](plain)
@@ -119,6 +120,7 @@ def made_with(factor: float) -> tuple[nn.Module, Callable[[float], None]]:
 def test_a_value_of_a_function_around() -> None:
     plain, change = made_with(2.0)
     fused, x = fastmlp.fuse(plain), torch.randn(5, 6)
+    assert ran_fused(fused, x) == ["a"]
     check(fused, plain, x)
     change(-3.0)
     check(fused, plain, x)
