@@ -1,20 +1,15 @@
 """A module's own forward, read by torch.fx and written anew with its chains as one operation each.
 
-What a forward does beside calling modules and functions on its inputs is taken as it was when the
-forward was read: values of the module's attributes, the modules it holds, whether it trains. All of
-these are compared in each call, and where one has changed the forward is read again. What cannot be
-compared, or would not happen again, is refused, and the forward runs as it is.
+Only a forward that does nothing else than what torch.fx sees is read (_source.py). What it depends
+on beside its inputs is compared in each call, and where that has changed it is read again.
 """
 
 from __future__ import annotations
 
-import builtins
 import inspect
 import operator
 import threading
-import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,11 +20,8 @@ from torch.utils._pytree import tree_any
 
 from fastmlp import _activations
 from fastmlp._chain import OWNER, Chain, cut
+from fastmlp._source import Dependencies, Untraceable
 from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual
-
-
-class Untraceable(Exception):
-    """Why a forward stays as it is."""
 
 
 class Plan:
@@ -38,6 +30,7 @@ class Plan:
     Attributes:
         chains: what runs as one operation.
         reasons: why linear layers are in no chain, by their names.
+        inner: the modules whose forwards were read with it.
         holds: whether all is as it was when the forward was read.
         run: the forward, of the module and its inputs.
     """
@@ -46,15 +39,17 @@ class Plan:
         self,
         chains: list[Chain],
         reasons: dict[str, str],
+        inner: list[nn.Module],
         holds: Callable[[], bool],
         run: Callable[..., Any],
     ) -> None:
-        self.chains, self.reasons, self.holds, self.run = chains, reasons, holds, run
+        self.chains, self.reasons, self.inner = chains, reasons, inner
+        self.holds, self.run = holds, run
 
     @classmethod
     def of_nothing(cls, forward: Callable[..., Any]) -> Plan:
         """A forward as it is, whatever comes."""
-        return cls([], {}, lambda: True, forward)
+        return cls([], {}, [], lambda: True, forward)
 
 
 def plan_of(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> Plan:
@@ -69,31 +64,53 @@ def plan_of(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Modu
         Untraceable: why it cannot be.
     """
     required_inputs(base.forward)
-    try:
-        return _read(module, base, is_leaf)
-    except Untraceable:
-        if all(map(is_leaf, module.children())):
-            raise
-        # What is in it may be the reason.
-        return _read(module, base, lambda one: True)
-
-
-def _read(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> Plan:
+    depends, bases = Dependencies(), {module: base}
     with _LOCK:
-        both = []
-        for mode in (torch.enable_grad, torch.no_grad):
-            tracer = _Tracer(base, is_leaf)
-            with mode():
-                both.append((tracer, tracer.read(module)))
-    (tracer, graph), (_, again) = both
-    # What depends on chance, on time, or on the mode.
-    if _text(graph) != _text(again):
-        raise Untraceable("its forward does not do the same each time")
-    chains, reasons = _join(graph, module)
-    code = graph.python_code("self")
-    names: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, f"<fastmlp: forward of {base.__name__}>", "exec"), names)
-    return Plan(chains, reasons, tracer.guard(), names["forward"])
+        _depend(depends, module, base)
+        _collect(module, is_leaf, bases, depends)
+        graph = _Tracer(bases).read(module)
+        chains, reasons = _join(graph, module)
+        code = graph.python_code("self")
+        names: dict[str, Any] = dict(code.globals)
+        exec(compile(code.src, f"<fastmlp: forward of {base.__name__}>", "exec"), names)
+        _, *inner = bases
+        return Plan(chains, reasons, inner, depends.holds(), names["forward"])
+
+
+def _depend(depends: Dependencies, module: nn.Module, base: type[nn.Module]) -> None:
+    depends.check(base.forward, module, base)
+    depends.add(f"{depends.name(base)}.forward is {depends.name(base.forward)}")
+    depends.hold_module(module)
+
+
+def _collect(
+    module: nn.Module,
+    is_leaf: Callable[[nn.Module], bool],
+    bases: dict[nn.Module, type[nn.Module]],
+    depends: Dependencies,
+) -> None:
+    """Finds the modules in a module whose forward can be read, too."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            depends.hold_module(child)
+        elif child in bases or is_leaf(child):
+            continue
+        else:
+            base = unfused(type(child))
+            try:
+                _depend(Dependencies(), child, base)
+            except Untraceable:
+                continue
+            _depend(depends, child, base)
+            values = child.__dict__
+            for hooks in MODULE_HOOKS:
+                depends.add(f"not {depends.name(values[hooks])}")
+            depends.add(f"'forward' not in {depends.name(values)}")
+            depends.add(f"{depends.name(child)}.__class__ is {depends.name(type(child))}")
+            for every in GLOBAL_HOOKS:
+                depends.add(f"not {depends.name(every)}")
+            bases[child] = base
+        _collect(child, is_leaf, bases, depends)
 
 
 def required_inputs(forward: Callable[..., Any]) -> list[str]:
@@ -115,14 +132,7 @@ def required_inputs(forward: Callable[..., Any]) -> list[str]:
 _LOCK = threading.RLock()
 
 
-def _text(graph: fx.Graph) -> str:
-    return str(graph.python_code("self").src)
-
-
 # --- Reading
-
-_PLAIN_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_OWN_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 
 
 class _Proxy(fx.Proxy):
@@ -162,17 +172,11 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, bases: dict[nn.Module, type[nn.Module]]) -> None:
         super().__init__()
-        self.base, self.is_leaf = base, is_leaf
+        self.bases = bases  # the modules whose forward is read, the outermost first
         self.thread = threading.get_ident()
         self.refusal: Untraceable | None = None
-        self.bases: dict[nn.Module, type[nn.Module]] = {}  # of the modules whose forward is read
-        self.lists: list[nn.Module] = []  # that hold such modules, or others
-        # What has been asked for: (whose dict, the name) → (the value, and a copy if it is mutable)
-        self.asked: dict[tuple[int, str], tuple[dict[str, Any], str, Any, Any]] = {}
-        self.of_classes: dict[tuple[int, str], tuple[nn.Module, str, Any, Any]] = {}
-        self.records: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # attributes, a copy
 
     def refused(self, reason: str) -> Untraceable:
         if self.refusal is None:
@@ -181,46 +185,15 @@ class _Tracer(fx.Tracer):
 
     def read(self, root: nn.Module) -> fx.Graph:
         """The graph of a module's forward."""
-        self.bases, self.lists = {root: self.base}, []
-        self._collect(root)
-        self.state = _torch_state()
-        chance = _states_of_chance()
-        with self.recording():
-            try:
-                graph = self.trace(root)
-            except Exception as error:
-                text = (str(error).splitlines() or [type(error).__name__])[0]
-                raise self.refusal or Untraceable(f"torch.fx cannot trace it: {text}") from None
-            finally:
-                changed = self.restore()
-        if self.refusal is not None:  # and caught in the forward
-            raise self.refusal
-        if _states_of_chance() != chance:
-            raise Untraceable("its forward draws random numbers")
-        if changed:
-            raise Untraceable(f"its forward changes {changed[0]}")
-        return graph
-
-    def _collect(self, module: nn.Module) -> None:
-        """Finds the modules in a module whose forward is read, too."""
-        for child in module.children():
-            if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-                self.lists.append(child)
-            elif child in self.bases or self.is_leaf(child):
-                continue
-            else:
-                self.bases[child] = unfused(type(child))
-            self._collect(child)
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Modules tell what they are asked for, and take no new attributes."""
         kinds = {module: type(module) for module in self.bases}
         try:
             for module, base in self.bases.items():
-                _set_class(module, _recorder(base, self))
+                _set_class(module, base)
             with _OfInputsAlone(self):
-                yield
+                return self.trace(root)
+        except Exception as error:
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            raise self.refusal or Untraceable(f"torch.fx cannot trace it: {text}") from None
         finally:
             for module, kind in kinds.items():
                 _set_class(module, kind)
@@ -230,7 +203,7 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        names = required_inputs(self.base.forward)
+        names = required_inputs(type(self.root).forward)
         return root_fn, [
             self.root,
             *(self.create_proxy("placeholder", name, (), {}) for name in names),
@@ -241,11 +214,6 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
-
-    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        if _torch_state() != self.state:
-            raise self.refused("its forward enters a mode of torch")
-        return super().create_proxy(*args, **kwargs)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
@@ -264,88 +232,6 @@ class _Tracer(fx.Tracer):
     def get_fresh_qualname(self, prefix: str) -> str:
         raise self.refused("its forward uses a tensor that is no parameter and no buffer")
 
-    # What the forward depends on
-
-    def ask(self, values: dict[str, Any], name: str, value: Any) -> None:
-        """Notes that a value was read."""
-        if (id(values), name) in self.asked:
-            return
-        copied = value
-        if _is_record(value):
-            self.records[id(value)] = vars(value), _copy(vars(value))
-        elif _is_comparable(value):
-            copied = _copy(value)
-        elif not isinstance(value, Tensor):  # which is in the graph
-            raise self.refused(
-                f"its forward reads {name}, a {type(value).__name__}, which may change"
-            )
-        self.asked[id(values), name] = values, name, value, copied
-
-    def ask_class(self, module: nn.Module, name: str, value: Any) -> None:
-        """Notes that a value of a module's class was read, which one of its own may replace."""
-        if _is_comparable(value) and not callable(value):
-            self.of_classes.setdefault((id(module), name), (module, name, value, _copy(value)))
-
-    def restore(self) -> list[str]:
-        """Takes back what the forward has written to objects that it read; returns their names."""
-        changed = []
-        for _, name, value, copied in self.asked.values():
-            if not _is_same(value, copied):
-                changed.append(name)
-                value.clear()
-                value.extend(copied) if isinstance(value, list) else value.update(copied)
-        for values, copied in self.records.values():
-            if values != copied:
-                changed += [name for name in values if values[name] is not copied.get(name, values)]
-                values.clear()
-                values.update(copied)
-        return changed
-
-    def guard(self) -> Callable[[], bool]:
-        """Whether all that the forward depends on is as it was, as a function."""
-        names: dict[str, Any] = {"missing": object()}
-        terms: list[str] = []
-
-        def name(value: Any) -> str:
-            names[f"v{len(names)}"] = value
-            return f"v{len(names) - 1}"
-
-        def same(values: dict[str, Any], key: str, value: Any, copied: Any) -> None:
-            found = f"{name(values)}.get({key!r}, missing)"
-            if type(value) in (int, float, complex, str, bytes, list, dict, set, tuple):
-                terms.append(f"{found} == {name(copied)}")
-            else:
-                terms.append(f"{found} is {name(value)}")
-
-        for values, key, value, copied in self.asked.values():
-            if not isinstance(value, Tensor):
-                same(values, key, value, copied)
-        for module, key, _, copied in self.of_classes.values():
-            terms.append(f"getattr({name(module)}, {key!r}, missing) == {name(copied)}")
-        terms += [f"{name(values)} == {name(copied)}" for values, copied in self.records.values()]
-        _, *inner = self.bases
-        for base in dict.fromkeys(self.bases.values()):
-            for scope, key, value in _outer_values(base):
-                if isinstance(scope, dict):
-                    same(scope, key, value, value)
-                else:
-                    terms.append(f"{name(scope)}.cell_contents == {name(value)}")
-            terms.append(f"{name(base)}.forward is {name(base.forward)}")
-        for module in dict.fromkeys([*self.bases, *self.lists]):
-            values = module.__dict__
-            terms.append(f"{name(values)}['training'] is {values['training']}")
-            children = tuple(values["_modules"].values())
-            terms.append(f"tuple({name(values['_modules'])}.values()) == {name(children)}")
-        for module in inner:
-            values = module.__dict__
-            terms += [f"not {name(values[hooks])}" for hooks in MODULE_HOOKS]
-            terms.append(f"'forward' not in {name(values)}")
-            terms.append(f"{name(module)}.__class__ is {name(type(module))}")
-        if inner:
-            terms += [f"not {name(hooks)}" for hooks in GLOBAL_HOOKS]
-        exec("def holds(): return " + " and ".join(dict.fromkeys(terms)), names)
-        return names["holds"]  # type: ignore[no-any-return]
-
 
 def unfused(kind: type) -> type:
     """The class that a fused one was made of."""
@@ -354,129 +240,6 @@ def unfused(kind: type) -> type:
 
 def _set_class(module: nn.Module, kind: type) -> None:
     object.__setattr__(module, "__class__", kind)
-
-
-def _recorder(base: type[nn.Module], tracer: _Tracer) -> type[nn.Module]:
-    """A class of the same forward, whose objects tell the tracer what they are asked for."""
-
-    def __getattribute__(self: nn.Module, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if name.startswith("__") or name in _OWN_ATTRIBUTES:
-            return value
-        if threading.get_ident() == tracer.thread:
-            values = object.__getattribute__(self, "__dict__")
-            if name in values:
-                tracer.ask(values, name, value)
-            elif inspect.getattr_static(base, name, None) is value:
-                tracer.ask_class(self, name, value)
-        return value
-
-    def refuse(self: nn.Module, name: str, *value: Any) -> None:
-        raise tracer.refused(f"its forward sets {name}")
-
-    parts: dict[str, Any] = {
-        "__getattribute__": __getattribute__,
-        "__setattr__": refuse,
-        "__delattr__": refuse,
-    }
-    parts |= {"__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base.__name__, (base,), parts)
-
-
-def _torch_state() -> tuple[Any, ...]:
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        torch.get_default_dtype(),
-    )
-
-
-def _states_of_chance() -> tuple[Any, ...]:
-    import random
-
-    import numpy as np
-
-    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-        state = torch.random.get_rng_state()
-    return random.getstate(), str(np.random.get_state()), bytes(state.numpy())
-
-
-def _is_comparable(value: Any) -> bool:
-    if isinstance(value, (list, tuple, set, dict)):
-        parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
-        return all(_is_comparable(part) for part in parts)
-    if isinstance(value, (*_PLAIN_VALUES, nn.Module, type, types.ModuleType)):
-        return True
-    return (
-        isinstance(
-            value,
-            (
-                types.FunctionType,
-                types.BuiltinFunctionType,
-                types.MethodType,
-                types.MethodDescriptorType,
-            ),
-        )
-        or type(value).__module__ == "torch._ops"
-    )
-
-
-def _is_record(value: Any) -> bool:
-    """Whether an object is no more than its attributes, all of which can be compared."""
-    kind = type(value)
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (type, nn.Module, Tensor, types.FunctionType, types.ModuleType))
-        and not isinstance(value, (list, tuple, dict, set))
-        and isinstance(kind.__getattribute__, types.WrapperDescriptorType)  # no Python
-        and not hasattr(kind, "__getattr__")
-        and all(map(_is_comparable, vars(value).values()))
-    )
-
-
-def _is_same(value: Any, copied: Any) -> bool:
-    return value is copied or bool(type(value) is type(copied) and value == copied)
-
-
-def _copy(value: Any) -> Any:
-    """A value whose lists, dicts and sets are others, down to the last."""
-    if type(value) in (list, tuple, set):
-        return type(value)(map(_copy, value))
-    if type(value) is dict:
-        return {key: _copy(one) for key, one in value.items()}
-    return value
-
-
-def _outer_values(base: type[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
-    """Plain values outside of a class that its forward, and what it calls by name, refer to: the
-    dict or the cell where each is, its name, and the value."""
-    functions, seen = [base.forward], set()
-    while functions:
-        function: Any = inspect.unwrap(functions.pop())
-        code = getattr(function, "__code__", None)
-        if code is None or code in seen or str(function.__module__).split(".")[0] == "torch":
-            continue
-        seen.add(code)
-        for cell in function.__closure__ or ():
-            with suppress(ValueError):  # empty
-                value = cell.cell_contents
-                if isinstance(value, types.FunctionType):
-                    functions.append(value)
-                elif isinstance(value, _PLAIN_VALUES):
-                    yield cell, "", value
-        codes = [code]
-        while codes:
-            code = codes.pop()
-            codes += [one for one in code.co_consts if isinstance(one, types.CodeType)]
-            for name in code.co_names:
-                of_class = inspect.getattr_static(base, name, None)
-                of_class = getattr(of_class, "fget", None) or of_class
-                value = function.__globals__.get(name, _PLAIN_VALUES)
-                functions += [f for f in (of_class, value) if isinstance(f, types.FunctionType)]
-                if isinstance(value, _PLAIN_VALUES) and not hasattr(builtins, name):
-                    yield function.__globals__, name, value
 
 
 # --- Joining
@@ -642,8 +405,8 @@ def _module_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if name == "dropout" and node.op == "call_function":
         return _dropout(*args, **kwargs)
     if name == "flatten":
-        dims = (*args, *kwargs.values())
-        return nn.Flatten() if dims in ((1,), (1, -1)) else None
+        dims = dict(zip(("start_dim", "end_dim"), args, strict=False)) | kwargs
+        return nn.Flatten() if dims in ({"start_dim": 1}, {"start_dim": 1, "end_dim": -1}) else None
     for activation in _activations.ALL:
         mode_name = activation.mode_name  # gelu's, which is one function of two kinds
         if mode_name is None and activation.name == name:
@@ -691,8 +454,11 @@ def _is_pure(node: fx.Node, root: nn.Module) -> bool:
         is_activation = _activations.read(module) is not None
         is_quiet = isinstance(module, _QUIET_MODULES) or is_activation
         return is_quiet and not getattr(module, "inplace", False)
+    if isinstance(node.target, Chain):
+        all = [one for module in node.target.modules for one in module.modules()]
+        return not any(isinstance(one, nn.modules.dropout._DropoutNd) for one in all)
     name = str(getattr(node.target, "__name__", node.target))
-    if node.op == "call_function" and not isinstance(node.target, Chain):
+    if node.op == "call_function":
         of = str(getattr(node.target, "__module__", None) or "torch").split(".")[0]
         if of not in ("torch", "_operator", "math", "builtins"):
             return False

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmlp import _chain, functional
@@ -59,8 +60,8 @@ def explain(model: nn.Module, *inputs: Any) -> Explanation:
     Raises:
         TypeError: no module; and whatever the model raises for these inputs.
     """
-    plain = unfuse(model)
-    fused = twin(plain)
+    plain = _alone(unfuse(model))
+    fused = _alone(plain)
     findings = analyse(fused)
     reasons = dict(findings.reasons)
     names = {module: name for name, module in fused.named_modules()}
@@ -144,8 +145,8 @@ def _run(
     hooks = [module.register_forward_pre_hook(ask) for module in alone]
     _chain.watchers.append(watch)
     try:
-        with _without_traces(model):
-            model(*inputs)
+        with _without_traces():
+            model(*_copied(inputs))
     finally:
         _chain.watchers.remove(watch)
         for hook in hooks:
@@ -170,22 +171,32 @@ def _multiply_adds(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str,
         if isinstance(module, nn.Linear)
     ]
     try:
-        with _without_traces(model), FlopCounterMode(display=False) as counter:
-            model(*inputs)
+        with _without_traces(), FlopCounterMode(display=False) as counter:
+            model(*_copied(inputs))
     finally:
         for hook in hooks:
             hook.remove()
     return work, max(counter.get_total_flops() / 2, sum(work.values()))
 
 
+def _alone(model: nn.Module) -> nn.Module:
+    """The model with copies of its buffers, which a call may write."""
+    model = twin(model)
+    for module in model.modules():
+        buffers = module._buffers
+        buffers.update(
+            (name, one.clone()) for name, one in list(buffers.items()) if one is not None
+        )
+    return model
+
+
 @contextmanager
-def _without_traces(model: nn.Module) -> Iterator[None]:
-    """Buffers and random numbers are afterwards as they were."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+def _without_traces() -> Iterator[None]:
+    """Without gradients; random numbers are afterwards as they were."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a call may write into."""
+    return tuple(tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from torch.compiler import is_compiling
 
 from fastmlp import functional
 from fastmlp._chain import Chain, Cut, cut, linear_layers
-from fastmlp._trace import Plan, Untraceable, plan_of, required_inputs, unfused
+from fastmlp._source import Untraceable
+from fastmlp._trace import Plan, plan_of, required_inputs, unfused
 from fastmlp.modules import (
     MODULE_HOOKS,
     READ_AS,
@@ -96,27 +98,70 @@ def twin(model: nn.Module) -> nn.Module:
     """New modules with the very same parameters, buffers and other attributes."""
     twins: dict[int, nn.Module] = {}
     for module in model.modules():
-        if not isinstance(module, torch.jit.ScriptModule):
-            twins[id(module)] = object.__new__(type(module))
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        if any(nn.parameter.is_lazy(one) for one in module._parameters.values() if one is not None):
+            raise ValueError(
+                "fastmlp: expected a model whose parameters are there, got a "
+                f"{type(module).__name__} that has not been called. Call the model once before"
+            )
+        twins[id(module)] = object.__new__(type(module))
+    copies: dict[int, Any] = {}
 
     def of(value: Any) -> Any:
-        """A value in which modules are the new ones."""
+        """A value in which modules are the new ones; itself where there are none in it."""
         if isinstance(value, nn.Module):
             return twins.get(id(value), value)
-        if isinstance(value, types.MethodType) and id(value.__self__) in twins:
-            return types.MethodType(value.__func__, twins[id(value.__self__)])
-        if type(value) in (list, tuple, set):
-            return type(value)(map(of, value))
-        if isinstance(value, dict) and type(value).__name__ in ("dict", "OrderedDict"):
-            return type(value)((key, of(one)) for key, one in value.items())
-        return value
+        if isinstance(value, types.MethodType):
+            new = of(value.__self__)
+            return value if new is value.__self__ else types.MethodType(value.__func__, new)
+        if isinstance(value, functools.partial):
+            parts = of((value.func, *value.args)), of(value.keywords)
+            if parts[0] == (value.func, *value.args) and parts[1] is value.keywords:
+                return value
+            return functools.partial(*parts[0], **parts[1])
+        if not isinstance(value, (list, tuple, set, dict)):
+            return value
+        if id(value) in copies:
+            return copies[id(value)]
+        copies[id(value)] = value  # where it holds itself
+        old = list(value.values()) if isinstance(value, dict) else list(value)
+        new = list(map(of, old))
+        if all(a is b for a, b in zip(old, new, strict=True)):
+            return value
+        made = copy.copy(value)
+        if isinstance(made, dict):
+            made.update(zip(value, new, strict=True))
+        elif isinstance(made, list):
+            made[:] = new
+        elif isinstance(made, set):
+            made = type(made)(new)
+        else:
+            made = type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+        copies[id(value)] = made
+        return made
 
     for module in model.modules():
-        if id(module) in twins:
-            new = twins[id(module)].__dict__
-            new.update({k: of(v) for k, v in module.__dict__.items() if k != _KEPT})
+        if id(module) not in twins:
+            continue
+        new = twins[id(module)]
+        for name, value in module.__dict__.items():
+            if name in _OWN_DICTS or name.endswith("_hooks") or "_hooks_" in name:
+                value = copy.copy(value)
+                if isinstance(value, dict):
+                    value.update((key, of(one)) for key, one in list(value.items()))
+            elif name != _KEPT:
+                value = of(value)
+            if name != _KEPT:
+                new.__dict__[name] = value
+        for kind in type(module).__mro__:
+            for slot in (kind.__dict__.get("__slots__") or ()) if kind is not object else ():
+                if slot != "__dict__" and slot != "__weakref__" and hasattr(module, slot):
+                    object.__setattr__(new, slot, getattr(module, slot))
     return twins.get(id(model), model)
 
+
+_OWN_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 # --- Classes
 
@@ -129,10 +174,14 @@ class _Fused(nn.Module):
 
     unfused: type[nn.Module]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing: a class that keeps a list of those derived from it has no use for ours."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = type(self)
         made: Any = super().__reduce_ex__(protocol)
         maker, arguments, *rest = made
+        maker = kind.unfused if maker is kind else maker
         arguments = tuple(kind.unfused if one is kind else one for one in arguments)
         if rest and isinstance(rest[0], dict) and _KEPT in rest[0]:
             rest[0] = {name: value for name, value in rest[0].items() if name != _KEPT}
@@ -183,11 +232,12 @@ def _run_own_forward(base: type[nn.Module]) -> Callable[..., Any]:
         if (
             len(args) != count
             or kwargs
+            or base.forward is not plain
             or is_compiling()
             or forward_ad._current_level >= 0
             or any(type(one) is not Tensor for one in args)
         ):
-            return plain(self, *args, **kwargs)
+            return base.forward(self, *args, **kwargs)
         plans = self.__dict__.setdefault(_KEPT, [])
         for plan in plans:
             if plan.holds():
@@ -274,6 +324,7 @@ def analyse(model: nn.Module) -> Findings:
     """Gives each module of a model that has chains its fused class."""
     names = {module: name for name, module in model.named_modules()}
     found: dict[tuple[int, ...], Chain] = {}  # by their linear layers
+    keys: dict[nn.Module, set[tuple[int, ...]]] = {}
     reasons: dict[str, str] = {}
     for module in reversed(list(names)):  # what is in a module comes before it
         base = unfused(type(module))
@@ -304,11 +355,15 @@ def analyse(model: nn.Module) -> Findings:
         for plan in plans:
             reasons.update((prefix + name, reason) for name, reason in plan.reasons.items())
         new = {_layers_of(chain): chain for plan in plans for chain in plan.chains}
-        if not new.keys() <= found.keys():
+        # What was read with it has its chains already.
+        inner = {one for plan in plans for one in getattr(plan, "inner", ())}
+        has = {key for one in inner for key in keys.get(one, ())}
+        keys[module] = set(new) | has
+        if not new.keys() <= has:
             found |= new
             try:
                 _set_class(module, _class_of(base, kept is not None))
-            except TypeError as error:
+            except Exception as error:  # of a metaclass, too
                 reasons[names[module]] = f"its class takes no derived one: {error}"
                 continue
             if kept is not None:
