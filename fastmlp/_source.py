@@ -1,10 +1,10 @@
-"""What a forward does, by its source: can it be read once and run anew, and what does it depend on?
+"""What a forward does, by its source: can it be read once and run anew, and on what does it hang?
 
-torch.fx sees the operations on stand-ins for tensors, and nothing else: no writes, no other objects,
-no modes, no branches. So only a part of Python is taken, in which there is nothing else: assignments
-to names, `if` and `for` over what is known, calls of modules, of pure functions and methods of
-torch, and of methods and functions of the same kind. Each value from outside that is read on the
-way becomes a term of one expression, which tells whether all is as it was.
+torch.fx sees the operations on stand-ins for tensors, and nothing else: no writes, no other
+objects, no modes, no branches. So only a part of Python is taken, in which there is nothing else:
+assignments to names, `if` and `for` over what is known, calls of modules, of pure functions and
+methods of torch, and of methods and functions of the same kind. Each value from outside that is
+read on the way becomes a term of one expression, which tells whether all is as it was.
 """
 
 from __future__ import annotations
@@ -30,84 +30,15 @@ class Untraceable(Exception):
 
 
 # Of torch, what neither writes nor asks anything but its arguments; dropout alone draws numbers.
-_METHODS = frozenset(
-    [
-        "abs",
-        "add",
-        "addmm",
-        "amax",
-        "amin",
-        "argmax",
-        "bmm",
-        "chunk",
-        "clamp",
-        "clone",
-        "contiguous",
-        "cos",
-        "cumsum",
-        "detach",
-        "dim",
-        "div",
-        "double",
-        "erf",
-        "exp",
-        "expand",
-        "expand_as",
-        "expm1",
-        "flatten",
-        "float",
-        "floor",
-        "gather",
-        "index_select",
-        "log",
-        "log1p",
-        "log_softmax",
-        "logsumexp",
-        "masked_fill",
-        "matmul",
-        "max",
-        "maximum",
-        "mean",
-        "min",
-        "minimum",
-        "mm",
-        "mul",
-        "narrow",
-        "neg",
-        "norm",
-        "permute",
-        "pow",
-        "prod",
-        "relu",
-        "repeat",
-        "reshape",
-        "round",
-        "rsqrt",
-        "select",
-        "sigmoid",
-        "sign",
-        "sin",
-        "size",
-        "softmax",
-        "split",
-        "sqrt",
-        "square",
-        "squeeze",
-        "std",
-        "sub",
-        "sum",
-        "t",
-        "tanh",
-        "to",
-        "transpose",
-        "type_as",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "var",
-        "view",
-    ]
-)
+_NAMES = """
+    abs add addmm amax amin argmax bmm chunk clamp clone contiguous cos cumsum detach dim div
+    double erf exp expand expand_as expm1 flatten float floor gather index_select log log1p
+    log_softmax logsumexp masked_fill matmul max maximum mean min minimum mm mul narrow neg norm
+    permute pow prod relu repeat reshape round rsqrt select sigmoid sign sin size softmax split
+    sqrt square squeeze std sub sum t tanh to transpose type_as unbind unflatten unsqueeze var
+    view
+"""
+_METHODS = frozenset(_NAMES.split())
 _ATTRIBUTES = frozenset(("T", "device", "dtype", "mT", "ndim", "shape"))
 _TORCH = _METHODS | {"cat", "concat", "einsum", "stack", "where"}
 _FUNCTIONAL = frozenset(
@@ -167,7 +98,7 @@ class Dependencies:
         """That what an expression finds is a value; lists, dicts and records by what they hold."""
         if isinstance(value, Tensor):
             self.add(f"{found} is not None")  # the graph asks for it by its name
-        elif isinstance(value, (int, float, complex, str, bytes, list, dict, tuple)):
+        elif isinstance(value, (int, float, complex, str, bytes, list, dict, tuple, set)):
             self.add(f"{found} == {self.name(_copy(value))}")
         else:
             self.add(f"{found} is {self.name(value)}")
@@ -482,6 +413,8 @@ class _Function:
                 continue
             one = values[kept][name]
             place = f"{self.all.name(values[kept])}.get({name!r}, missing)"
+            if isinstance(one, (nn.ParameterList, nn.ParameterDict)):
+                raise self.refuse(f"reads {name}, a {type(one).__name__}")
             if isinstance(one, nn.Module):
                 self.all.add(f"{place} is {self.all.name(one)}")
                 if isinstance(one, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
@@ -504,7 +437,7 @@ class _Function:
             return
         if isinstance(value, types.ModuleType) and value in _MODULES:
             return
-        if type(value) in (list, tuple, dict):
+        if type(value) in (list, tuple, dict, set, frozenset):
             parts = [*value, *value.values()] if isinstance(value, dict) else value
             if any(isinstance(part, Tensor) for part in parts):
                 raise self.refuse(f"reads {name}, which holds tensors")
@@ -541,7 +474,7 @@ def _is_record(value: Any) -> bool:
 
 def _copy(value: Any) -> Any:
     """A value whose lists and dicts are others, down to the last."""
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, set):
         return type(value)(map(_copy, value))
     if type(value) is dict:
         return {key: _copy(one) for key, one in value.items()}

@@ -37,24 +37,28 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     In every module of the model, chains of linear layers, activations, dropout and residual sums
     are found: in `nn.Sequential` and classes that keep its forward, and in a module's own forward,
-    which `torch.fx` reads. Modules in which there are some are given a class derived from their
-    own, under the name "Fused" and theirs; all else stays: parameters, buffers, names, hooks,
-    `state_dict`, and forwards that cannot be read. A chain runs as `FusedMLP` does, on the plain
-    path where that would. :func:`explain` tells what runs fused, and why the rest does not.
+    which `torch.fx` reads once where its source does no more than compute: one that writes, enters
+    a context, branches on data, draws random numbers or calls what is not known stays as it is.
+    Modules in which there are chains are given a class derived from their own, under the name
+    "Fused" and theirs; all else stays: parameters, buffers, names, hooks, `state_dict`. A chain
+    runs as `FusedMLP` does, on the plain path where that would. :func:`explain` tells what runs
+    fused, and why the rest does not.
 
-    Attributes that a forward depends on, modules and layers can be changed afterwards: each call
-    compares what it was read with, and it is read again where that has changed.
+    Modules, layers, and values that a forward reads can be changed afterwards: each call compares
+    them with what they were, and the forward is read again where one has changed.
 
     Args:
         model: any module.
         inplace: whether the model itself is changed, so that whoever holds it or a part of it has
-            the fused one; otherwise the modules are new, with the very same parameters and buffers.
+            the fused one; otherwise the modules are new, with the very same parameters, buffers
+            and other attributes. (A hook's handle removes it from the modules it was made for.)
 
     Returns:
         the model, in training or evaluation mode as it was.
 
     Raises:
         TypeError: no module.
+        ValueError: a lazy module that has not been called.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
@@ -269,7 +273,7 @@ def _class_of(base: type[nn.Module], reads: bool) -> type[nn.Module]:
         f"Fused{base.__name__}", (mixin, base), {}, lambda all: all.update(parts)
     )
     if is_sequential(base):
-        READ_AS[kind] = nn.Sequential
+        READ_AS[kind] = nn.Sequential, kind.forward
     _CLASSES[base, reads] = kind
     return kind
 
@@ -327,14 +331,14 @@ def analyse(model: nn.Module) -> Findings:
     keys: dict[nn.Module, set[tuple[int, ...]]] = {}
     reasons: dict[str, str] = {}
     for module in reversed(list(names)):  # what is in a module comes before it
-        base = unfused(type(module))
+        base: type[nn.Module] = unfused(type(module))
         if isinstance(module, _Fused):
             _set_class(module, base)
             module.__dict__.pop(_KEPT, None)
         if is_linear(base) and base not in (nn.Linear, FusedLinear):
-            READ_AS[base] = nn.Linear
+            READ_AS[base] = nn.Linear, base.forward
         if is_sequential(base) and base not in (nn.Sequential, FusedMLP):
-            READ_AS[base] = nn.Sequential
+            READ_AS[base] = nn.Sequential, base.forward
         if isinstance(module, _OWN) or "forward" in module.__dict__:
             continue
         kept: Any = None

@@ -126,7 +126,10 @@ class Reader:
         return None
 
     def read_module(self, name: str, module: nn.Module) -> str | None:
-        kind = READ_AS.get(type(module), type(module))
+        kind = type(module)
+        if kind in READ_AS:
+            like, forward = READ_AS[kind]
+            kind = like if kind.forward is forward else kind
         if kind is nn.Linear or kind is FusedLinear:
             return self.read_linear(name, module)
         if kind is nn.Dropout:
@@ -510,8 +513,9 @@ _CONTAINERS = (nn.Sequential, FusedMLP)  # which run their modules one after the
 _MOST_SKIPPED = 255  # kMostSkipped of csrc/network/program.h
 _NORM_KINDS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": nn.BatchNorm1d}
 _NORMS: dict[type, Norm] = {nn.LayerNorm: Norm.LAYER, nn.RMSNorm: Norm.RMS}
-# Derived classes that keep what the reader goes by: which of those it knows they work like.
-READ_AS: dict[type, type] = {}
+# Derived classes that keep what the reader goes by: which of those it knows they work like, and
+# their forward, which may not become another.
+READ_AS: dict[type, tuple[type, Any]] = {}
 
 _C.know_modules(
     {

@@ -176,7 +176,10 @@ class Reader {
     const bool fits = read_as(type, state.ptr(), is_known);
     if (is_known) return fits;
     PyObject* const like = PyDict_GetItemWithError(names_.read_as, type);
-    return like && read_as(like, state.ptr(), is_known);
+    if (!like) return false;
+    const auto forward = py::reinterpret_steal<py::object>(PyObject_GetAttr(type, names_.forward));
+    if (forward.ptr() != PyTuple_GET_ITEM(like, 1)) return false;  // it has become another
+    return read_as(PyTuple_GET_ITEM(like, 0), state.ptr(), is_known);
   }
 
   bool read_as(PyObject* type, PyObject* state, bool& is_known) {

@@ -65,7 +65,7 @@ struct Known {
   std::vector<PyObject*> global_hooks;   // dicts
   std::vector<PyObject*> hooks;          // the names of a module's dicts of hooks
   PyObject* activation_names = nullptr;  // a dict: name → number
-  PyObject* read_as = nullptr;           // a dict: class → the class above that it works like
+  PyObject* read_as = nullptr;  // a dict: class → (the class above that it works like, its forward)
   PyObject* parameters = PyUnicode_InternFromString("_parameters");
   PyObject* modules = PyUnicode_InternFromString("_modules");
   PyObject* training = PyUnicode_InternFromString("training");

@@ -479,6 +479,54 @@ def test_values_of_the_file(forward: Any, monkeypatch: pytest.MonkeyPatch) -> No
     mutable_default.__defaults__[0][0] = 1.0  # type: ignore[index]
 
 
+class OwnLinear(nn.Linear):
+    """A Linear of another name."""
+
+
+def test_another_forward_of_a_layer_s_class() -> None:
+    plain = nn.Sequential(OwnLinear(4, 8), nn.ReLU(), OwnLinear(8, 4))
+    fused, x = fastmlp.fuse(plain), torch.randn(3, 4)
+    assert fastmlp.explain(fused, x).share == 1
+    torch.testing.assert_close(fused(x), plain(x))
+    OwnLinear.forward = lambda self, x: 2 * F.linear(x, self.weight)  # type: ignore[method-assign]
+    try:
+        torch.testing.assert_close(fused(x), plain(x))
+    finally:
+        del OwnLinear.forward
+
+
+def test_a_list_of_parameters_that_grows() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.body(x)
+        for p in self.scales:
+            x = x * p
+        return x
+
+    plain = with_forward(forward, scales=nn.ParameterList([torch.full((4,), 2.0)]))
+    fused, x = fastmlp.fuse(plain), torch.randn(3, 4)
+    torch.testing.assert_close(fused(x), plain(x))
+    for net in (plain, fused):
+        net.scales.append(torch.full((4,), 3.0))
+    torch.testing.assert_close(fused(x), plain(x))
+
+
+def in_a_set(self: Any, x: Tensor) -> Tensor:
+    for i in range(3):
+        if i in self.which:
+            x = self.body(x)
+    return x
+
+
+def test_a_set() -> None:
+    plain = with_forward(in_a_set, which={0})
+    fused, x = fastmlp.fuse(copy.deepcopy(plain)), torch.randn(3, 4)
+    assert len(fastmlp.explain(fused, x).fused) == 2
+    torch.testing.assert_close(fused(x), plain(x))
+    for net in (plain, fused):
+        net.which.add(2)
+    torch.testing.assert_close(fused(x), plain(x))
+
+
 def test_another_forward_of_the_class() -> None:
     plain, x = with_forward(attribute, k=2.0), torch.randn(3, 4)
     fused = fastmlp.fuse(plain)
