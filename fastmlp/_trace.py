@@ -244,12 +244,6 @@ def _set_class(module: nn.Module, kind: type) -> None:
 
 # --- Joining
 
-_IN_PLACE = frozenset(
-    getattr(operator, name)
-    for name in dir(operator)
-    if name.startswith("__i") and name not in ("__index__", "__inv__", "__invert__")
-)
-
 
 def _join(graph: fx.Graph, root: nn.Module) -> tuple[list[Chain], dict[str, str]]:
     """Makes each chain in a graph one call; returns the chains, and why others are none."""
@@ -437,30 +431,28 @@ def _dropout(p: Any = 0.5, training: Any = True, inplace: Any = False) -> nn.Mod
     return nn.Dropout(p).train(bool(training))
 
 
-_QUIET_MODULES = (
-    nn.Linear, nn.Identity, nn.Flatten, nn.LayerNorm, nn.Embedding, nn.modules.batchnorm._NormBase,
-    nn.modules.conv._ConvNd,
+# By their very types: one derived from them may have another forward.
+_QUIET_MODULES = frozenset(
+    (
+        nn.Linear, nn.Identity, nn.Flatten, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d,
+        nn.BatchNorm2d, nn.Conv1d, nn.Conv2d,
+    )
 )  # fmt: skip
-_OF_CHANCE = ("dropout", "rand", "bernoulli", "multinomial", "normal", "poisson", "rrelu")
+_OF_CHANCE = ("dropout",)  # what _source.py lets through
 
 
 def _is_pure(node: fx.Node, root: nn.Module) -> bool:
     """Whether it makes no difference if a node comes before or after others: it neither writes
-    anything nor draws random numbers."""
-    if node.kwargs.get("inplace") or "out" in node.kwargs:
+    anything nor draws random numbers. (Functions and methods are those that _source.py takes.)"""
+    if node.kwargs.get("inplace") or any(one is True for one in node.args):  # as F.relu takes it
         return False
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         is_activation = _activations.read(module) is not None
-        is_quiet = isinstance(module, _QUIET_MODULES) or is_activation
+        is_quiet = type(module) in _QUIET_MODULES or is_activation
         return is_quiet and not getattr(module, "inplace", False)
     if isinstance(node.target, Chain):
-        all = [one for module in node.target.modules for one in module.modules()]
-        return not any(isinstance(one, nn.modules.dropout._DropoutNd) for one in all)
+        inside = (one for module in node.target.modules for one in module.modules())
+        return not any(isinstance(one, nn.modules.dropout._DropoutNd) for one in inside)
     name = str(getattr(node.target, "__name__", node.target))
-    if node.op == "call_function":
-        of = str(getattr(node.target, "__module__", None) or "torch").split(".")[0]
-        if of not in ("torch", "_operator", "math", "builtins"):
-            return False
-    is_in_place = name.endswith("_") or node.target in _IN_PLACE or node.target is operator.setitem
-    return not is_in_place and not any(part in name for part in _OF_CHANCE)
+    return not any(part in name for part in _OF_CHANCE)
