@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dis
 import inspect
 import math
 import textwrap
@@ -156,6 +157,8 @@ class _Function:
             raise self.refuse("has no source that can be read") from None
         if not isinstance(tree, ast.FunctionDef) or tree.name != self.function.__name__:
             raise self.refuse("is no plain function")
+        if not _is_source(text, self.function.__code__):
+            raise self.refuse("has become another than its source")
         if any(not isinstance(d, ast.Name) or d.id != "property" for d in tree.decorator_list):
             raise self.refuse("is decorated")
         if tree.args.vararg or tree.args.kwarg:
@@ -452,6 +455,31 @@ class _Function:
                 self.validate(one, name, depth + 1)
             return
         raise self.refuse(f"reads {name}, a {type(value).__name__}, which may change")
+
+
+def _is_source(text: str, code: types.CodeType) -> bool:
+    """Whether a function's code is what its source compiles to: the file may have changed.
+
+    What is read, written and computed, in that order. (How calls are made depends on what else is
+    in the file.)
+    """
+    around = f"def around({', '.join(code.co_freevars)}):\n{textwrap.indent(text, ' ')}"
+    found = compile(around, code.co_filename, "exec", dont_inherit=True)
+    for name in ("around", code.co_name):
+        inside = [one for one in found.co_consts if isinstance(one, types.CodeType)]
+        found = next((one for one in inside if one.co_name == name), found)
+
+    def parts(one: types.CodeType) -> list[str]:
+        return [
+            repr(step.argval)
+            for step in dis.get_instructions(one)
+            if step.opname.startswith(
+                ("LOAD_", "STORE_", "BINARY_", "COMPARE_", "CONTAINS_", "IS_")
+            )
+            and not isinstance(step.argval, types.CodeType)
+        ]
+
+    return parts(found) == parts(code)
 
 
 _OF_MAPPINGS = frozenset(("items", "keys", "values"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import linecache
 import random
 import threading
 import types
@@ -279,6 +280,29 @@ def test_what_cannot_be_read_stays(kind: type[Refused]) -> None:
     assert found.share == 0
     assert found.plain[""]
     assert found.plain.keys() == {"", "fc1", "fc2"}
+
+
+def test_a_file_that_has_changed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source is another than what was imported, as after an edit in a running session."""
+    file = tmp_path / "changed_model.py"
+    text = (
+        "import torch\nfrom torch import nn\nimport torch.nn.functional as F\n\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)\n\n"
+        "    def forward(self, x):\n        return self.b(F.relu(self.a(x)) * 2)\n"
+    )
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import changed_model  # type: ignore[import-not-found]
+
+    plain, x = changed_model.Net(), torch.randn(3, 6)
+    assert ran_fused(plain, x) == ["a"]
+    file.write_text(text.replace("* 2", "* 3"))
+    linecache.checkcache()
+    fused = fastmlp.fuse(plain)
+    check(fused, plain, x)
+    assert "another than its source" in fastmlp.explain(plain, x).plain[""]
 
 
 class InPlace(nn.Module):
