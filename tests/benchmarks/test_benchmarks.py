@@ -93,6 +93,17 @@ def test_network_benchmarks_run(script: str, rows: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
+def test_models_run(tmp_path: Path) -> None:
+    table = tmp_path / "models.md"
+    options = ["--quick", "--models", "lesson*", "--batches", "1,8", "--threads", "1"]
+    run("models.py", *options, "--table", str(table), status=None)  # a loss ends it with 1
+    head, _, *rows = table.read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 1
+    assert all(row.count("|") == head.count("|") == 7 for row in rows)
+    assert all(row.startswith("| lesson") and "| 100% |" in row for row in rows)
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("peer", ["jax", "onnxruntime", "compile"])
 def test_peers_compute_the_same(peer: str) -> None:
     if peer != "compile":
