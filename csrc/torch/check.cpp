@@ -48,11 +48,13 @@ void check_parameters(const Arguments& a) {
                   a.input.device(), ", got ", bias.scalar_type(), " on ", bias.device());
     }
     if (layer.skip == 0) continue;
-    const int64_t added = a.weight(l + 1 - layer.skip).size(-1);
-    TORCH_CHECK(added == features,
+    const int64_t from = l + 1 - layer.skip;
+    const at::Tensor& first = a.weight(from);
+    TORCH_CHECK(first.size(-1) == features,
                 "fastmlp: expected as many in_features as out_features where the input of a layer "
-                "is added to the output of one, got ",
-                added, " and ", features, " of weights ", l + 1 - layer.skip, " and ", l);
+                "is added to the output of one, got weight ",
+                l, " of shape ", weight.sizes(), " for the input of weight ", from, " of shape ",
+                first.sizes());
   }
 }
 
