@@ -10,7 +10,6 @@ read on the way becomes a term of one expression, which tells whether all is as 
 from __future__ import annotations
 
 import ast
-import builtins
 import dis
 import inspect
 import math
@@ -54,18 +53,11 @@ _FUNCTIONS = {
     if callable(getattr(space, name, None))
 } | {value for value in vars(math).values() if callable(value)}
 _MODULES = (torch, nn, F, math)
-_BUILTINS = {
-    "enumerate",
-    "float",
-    "int",
-    "isinstance",
-    "len",
-    "list",
-    "range",
-    "reversed",
-    "tuple",
-    "zip",
+_BUILTINS: dict[str, Any] = {
+    one.__name__: one
+    for one in (enumerate, float, int, isinstance, len, list, range, reversed, tuple, zip)
 }
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _UNKNOWN = object()  # a value that only a call will tell
 _MISSING = object()
@@ -245,12 +237,8 @@ class _Function:
             case ast.ListComp() | ast.GeneratorExp():
                 for one in node.generators:
                     self.target(one.target)
-                    if isinstance(one.target, ast.Name):
-                        self.locals.add(one.target.id)
-                    else:
-                        self.locals |= {
-                            n.id for n in ast.walk(one.target) if isinstance(n, ast.Name)
-                        }
+                    targets = ast.walk(one.target)
+                    self.locals |= {part.id for part in targets if isinstance(part, ast.Name)}
                     self.expression(one.iter)
                     for test in one.ifs:
                         self.expression(test)
@@ -314,9 +302,7 @@ class _Function:
             return
         if isinstance(found, types.MethodType) and found.__self__ is self.module:
             return  # checked when it was found
-        if isinstance(found, types.FunctionType) or found in [
-            getattr(builtins, n) for n in _BUILTINS
-        ]:
+        if isinstance(found, types.FunctionType) or found in _BUILTINS.values():
             return
         raise self.refuse(f"calls {getattr(found, '__name__', type(found).__name__)}")
 
@@ -355,7 +341,7 @@ class _Function:
             found = self.function.__globals__[name]
             place = f"{self.all.name(self.function.__globals__)}.get({name!r}, missing)"
         elif name in _BUILTINS:
-            return getattr(builtins, name)
+            return _BUILTINS[name]
         else:
             raise self.refuse(f"reads {name}")
         if isinstance(found, types.ModuleType) and found not in _MODULES:
@@ -393,8 +379,7 @@ class _Function:
         if found is not _MISSING:
             self.all.add(f"{name!r} not in {here}")
             kind = self.all.name(type(module))
-            is_container = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
-            if is_container and name in _OF_MAPPINGS:
+            if isinstance(module, _CONTAINERS) and name in _OF_MAPPINGS:
                 self.all.hold_module(module)
                 return _UNKNOWN
             if module is not self.module:
@@ -420,7 +405,7 @@ class _Function:
                 raise self.refuse(f"reads {name}, a {type(one).__name__}")
             if isinstance(one, nn.Module):
                 self.all.add(f"{place} is {self.all.name(one)}")
-                if isinstance(one, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+                if isinstance(one, _CONTAINERS):
                     self.all.hold_module(one)
             elif one is None:
                 self.all.add(f"{place} is None")

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any
 
 from fastmlp import _activations
 from fastmlp._chain import OWNER, Chain, cut
 from fastmlp._source import Dependencies, Untraceable
-from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual
+from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual, unfused
 
 
 class Plan:
@@ -97,7 +97,7 @@ def _collect(
             continue
         else:
             base = unfused(type(child))
-            try:
+            try:  # apart: what a forward that cannot be read depends on is of no interest
                 _depend(Dependencies(), child, base)
             except Untraceable:
                 continue
@@ -145,11 +145,6 @@ class _Proxy(fx.Proxy):
             return _Proxy
         raise self.tracer.refused("its forward asks for the type of a value")  # type: ignore[attr-defined]
 
-    def __getattr__(self, name: str) -> Any:
-        if not hasattr(Tensor, name) and not (name.startswith("__") and name.endswith("__")):
-            raise self.tracer.refused(f"its forward asks a tensor for {name}")  # type: ignore[attr-defined]
-        return super().__getattr__(name)
-
 
 class _OfInputsAlone(TorchFunctionMode):
     """Refuses what torch would compute while the forward is read, and never again."""
@@ -188,7 +183,7 @@ class _Tracer(fx.Tracer):
         kinds = {module: type(module) for module in self.bases}
         try:
             for module, base in self.bases.items():
-                _set_class(module, base)
+                set_class(module, base)
             with _OfInputsAlone(self):
                 return self.trace(root)
         except Exception as error:
@@ -196,7 +191,7 @@ class _Tracer(fx.Tracer):
             raise self.refusal or Untraceable(f"torch.fx cannot trace it: {text}") from None
         finally:
             for module, kind in kinds.items():
-                _set_class(module, kind)
+                set_class(module, kind)
 
     # What torch.fx asks of a tracer
 
@@ -233,12 +228,7 @@ class _Tracer(fx.Tracer):
         raise self.refused("its forward uses a tensor that is no parameter and no buffer")
 
 
-def unfused(kind: type) -> type:
-    """The class that a fused one was made of."""
-    return kind.__dict__.get("unfused", kind)  # type: ignore[no-any-return]
-
-
-def _set_class(module: nn.Module, kind: type) -> None:
+def set_class(module: nn.Module, kind: type) -> None:
     object.__setattr__(module, "__class__", kind)
 
 
@@ -337,17 +327,16 @@ def _step(node: fx.Node, root: nn.Module) -> _Step | None:
         return None
     input = node.args[0]
     if node.op == "call_module":
-        if len(node.args) > 1 or node.kwargs or _reads_more(node):
+        if len(node.args) > 1 or node.kwargs:
             return None
         name = str(node.target)
         return _Step(input, root.get_submodule(name), name, [node])
     if node.target is F.linear:
         layer = _linear(node, root)
         return None if layer is None else _Step(input, layer[1], layer[0], [node])
-    arguments = _constants(node)
-    if arguments is None:
+    if len(node.all_input_nodes) != 1:
         return None
-    module = _module_of(node, *arguments)
+    module = _module_of(node, tuple(node.args[1:]), dict(node.kwargs))
     return None if module is None else _Step(input, module, node.name, [node])
 
 
@@ -372,17 +361,6 @@ def _linear(node: fx.Node, root: nn.Module) -> tuple[str, nn.Module] | None:
     layer.__dict__.update({"_parameters": module._parameters, OWNER: module})
     layer.in_features, layer.out_features = module.in_features, module.out_features
     return owner, layer
-
-
-def _reads_more(node: fx.Node) -> bool:
-    return len(node.all_input_nodes) != 1
-
-
-def _constants(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """A node's arguments after the first, where no other value is among them."""
-    if len(node.all_input_nodes) != 1:
-        return None
-    return tuple(node.args[1:]), dict(node.kwargs)
 
 
 def _module_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:

@@ -59,6 +59,7 @@ def explain(model: nn.Module, *inputs: Any) -> Explanation:
 
     Raises:
         TypeError: no module; and whatever the model raises for these inputs.
+        ValueError: a lazy module that has not been called.
     """
     plain = _alone(unfuse(model))
     fused = _alone(plain)
@@ -93,7 +94,6 @@ def explain(model: nn.Module, *inputs: Any) -> Explanation:
             for name, module in plain.named_modules()
             if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
             and isinstance(module.weight, Tensor)
-            and not nn.parameter.is_lazy(module.weight)
         }
         total = sum(work.values())
     run = [name for module, name in names.items() if id(module) in in_chains]

@@ -17,16 +17,18 @@ from torch.compiler import is_compiling
 from fastmlp import functional
 from fastmlp._chain import Chain, Cut, cut, linear_layers
 from fastmlp._source import Untraceable
-from fastmlp._trace import Plan, plan_of, required_inputs, unfused
+from fastmlp._trace import Plan, plan_of, required_inputs, set_class
 from fastmlp.modules import (
     MODULE_HOOKS,
     READ_AS,
     FusedLinear,
     FusedMLP,
     Residual,
+    is_called_as_usual,
     is_linear,
     is_sequential,
     read_modules,
+    unfused,
 )
 
 __all__ = ["fuse", "unfuse"]
@@ -82,7 +84,7 @@ def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     model = _checked("unfuse", model, inplace)
     for module in model.modules():
         if isinstance(module, _Fused):
-            _set_class(module, unfused(type(module)))
+            set_class(module, unfused(type(module)))
             module.__dict__.pop(_KEPT, None)
     return model
 
@@ -196,7 +198,7 @@ def _remade(maker: Any, arguments: tuple[Any, ...], reads: bool) -> nn.Module:
     """A module of a fused class, as pickle and copy make it; its attributes come after."""
     module: nn.Module = maker(*arguments)
     with suppress(Untraceable):  # the class may have changed since
-        _set_class(module, _class_of(type(module), reads))
+        set_class(module, _class_of(type(module), reads))
     return module
 
 
@@ -281,10 +283,6 @@ def _class_of(base: type[nn.Module], reads: bool) -> type[nn.Module]:
 _CLASSES: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
 
 
-def _set_class(module: nn.Module, kind: type) -> None:
-    object.__setattr__(module, "__class__", kind)
-
-
 # --- Finding
 
 _OWN = (FusedMLP, FusedLinear, Residual)
@@ -313,11 +311,8 @@ def _is_leaf(module: nn.Module) -> bool:
         or is_linear(kind)
         or "forward" in module.__dict__
         or any(getattr(module, hooks) for hooks in MODULE_HOOKS)
-        or any(getattr(kind, name) is not getattr(nn.Module, name) for name in _CALLED)
+        or not is_called_as_usual(kind)
     )
-
-
-_CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__", "__getattribute__")
 
 
 def _is_torchs(kind: type) -> bool:
@@ -333,7 +328,7 @@ def analyse(model: nn.Module) -> Findings:
     for module in reversed(list(names)):  # what is in a module comes before it
         base: type[nn.Module] = unfused(type(module))
         if isinstance(module, _Fused):
-            _set_class(module, base)
+            set_class(module, base)
             module.__dict__.pop(_KEPT, None)
         if is_linear(base) and base not in (nn.Linear, FusedLinear):
             READ_AS[base] = nn.Linear, base.forward
@@ -366,7 +361,7 @@ def analyse(model: nn.Module) -> Findings:
         if not new.keys() <= has:
             found |= new
             try:
-                _set_class(module, _class_of(base, kept is not None))
+                set_class(module, _class_of(base, kept is not None))
             except Exception as error:  # of a metaclass, too
                 reasons[names[module]] = f"its class takes no derived one: {error}"
                 continue
@@ -394,7 +389,7 @@ def _layers_of(chain: Chain) -> tuple[int, ...]:
 
 def _read_forward(module: nn.Module, base: type[nn.Module]) -> list[Plan]:
     """Plans of a forward in the module's present mode, in training and in evaluation mode."""
-    if any(getattr(base, name) is not getattr(nn.Module, name) for name in _CALLED):
+    if not is_called_as_usual(base):
         raise Untraceable("its class has a call of its own")
     plans: list[Plan] = []
     refusal = None

@@ -226,8 +226,12 @@ class Reader:
 
 def runs_its_modules(module: Any) -> bool:
     """Whether a module's class makes it call its modules, one after the other, and no more."""
-    kind = type(module)
-    return is_sequential(kind.__dict__.get("unfused", kind))
+    return is_sequential(unfused(type(module)))
+
+
+def unfused(kind: type) -> type:
+    """The class that a fused one was made of (fusion.py); any other itself."""
+    return kind.__dict__.get("unfused", kind)  # type: ignore[no-any-return]
 
 
 def is_sequential(kind: type) -> bool:
@@ -240,6 +244,11 @@ def is_sequential(kind: type) -> bool:
 def is_linear(kind: type) -> bool:
     """Whether a class makes its modules compute what nn.Linear does, and no more."""
     return issubclass(kind, nn.Linear) and _keeps(kind, ("forward", *_CALLED), nn.Linear)
+
+
+def is_called_as_usual(kind: type) -> bool:
+    """Whether calling a class's modules runs their hooks and their forward, as torch has it."""
+    return _keeps(kind, _CALLED, nn.Module)
 
 
 def _keeps(kind: type, names: Sequence[str], *bases: type) -> bool:
