@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "network/averages.h"
 #include "network/losses.h"
 #include "network/network.h"
 #include "network/optimizers.h"
@@ -31,6 +32,7 @@ struct StepArguments {
   };
   Updates updates;                         // they move on with the steps
   InlineVector<Parameter, 16> parameters;  // of each update
+  InlineVector<AveragePlaces, 4> averages;  // which move on, too
   double max_grad_norm = 0;                // 0: no clipping
   // Whether nothing outside reads the parameters between two steps.
   bool is_alone = false;

@@ -14,6 +14,7 @@ from fastmlp import _activations
 
 # Op of csrc/network/program.h
 _LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM, _SKIP_OVER = range(8)
+_BATCH_NORM, _FIXED_NORM, _SOFTMAX, _LOG_SOFTMAX, _PASS = range(8, 13)
 
 
 class Norm(Enum):
@@ -22,6 +23,14 @@ class Norm(Enum):
     NONE = _LINEAR
     LAYER = _LAYER_NORM
     RMS = _RMS_NORM
+    BATCH = _BATCH_NORM
+    FIXED = _FIXED_NORM  # a batch norm with a mean and a variance that are given
+    SOFTMAX = _SOFTMAX
+    LOG_SOFTMAX = _LOG_SOFTMAX
+    PASS = _PASS  # nothing, for what follows a layer that has its own already
+
+
+_WITHOUT_PARAMETERS = (Norm.SOFTMAX, Norm.LOG_SOFTMAX, Norm.PASS)
 
 
 @dataclass
@@ -32,7 +41,7 @@ class Layer:
     Where there is a norm, its result times the weight, of one dimension, is in the product's place.
     """
 
-    weight: Tensor
+    weight: Tensor | None  # of a norm None: ones
     bias: Tensor | None
     activation: int = 0
     parameters: tuple[float, ...] = ()  # the activation's
@@ -40,14 +49,33 @@ class Layer:
     skip: int = 0  # layers of that block; 0: nothing is added
     norm: Norm = Norm.NONE
     eps: float = 0.0  # the norm's
+    mean: Tensor | None = None  # of Norm.FIXED
+    variance: Tensor | None = None
+
+    @property
+    def operands(self) -> list[Tensor]:
+        """All that it takes beside its input and the noise."""
+        all = (self.weight, self.bias, self.mean, self.variance)
+        return [tensor for tensor in all if tensor is not None]
 
     def sums(self, x: Tensor) -> Tensor:
         """What the activation is given."""
+        weight, bias = self.weight, self.bias
         if self.norm is Norm.NONE:
-            return F.linear(x, self.weight, self.bias)
+            assert weight is not None
+            return F.linear(x, weight, bias)
         if self.norm is Norm.LAYER:
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+        if self.norm is Norm.RMS:
+            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        if self.norm in (Norm.BATCH, Norm.FIXED):
+            finds = self.norm is Norm.BATCH
+            return F.batch_norm(x, self.mean, self.variance, weight, bias, finds, 0.0, self.eps)
+        if self.norm is Norm.SOFTMAX:
+            return F.softmax(x, -1)
+        if self.norm is Norm.LOG_SOFTMAX:
+            return F.log_softmax(x, -1)
+        return x
 
 
 @dataclass
@@ -56,12 +84,47 @@ class Network:
 
     layers: list[Layer] = field(default_factory=list)
     flattens: bool = False  # whether an nn.Flatten lies before the first layer
+    takes_rows: bool = False  # whether more dimensions than two would mean something else
+    in_features: int | None = None  # that the first layer expects, where no operand tells
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """Weights and biases."""
-        both = ((layer.weight, layer.bias) for layer in self.layers)
-        return [tensor for pair in both for tensor in pair if tensor is not None]
+    def operands(self) -> list[Tensor]:
+        """Weights and biases, and what norms are given."""
+        return [tensor for layer in self.layers for tensor in layer.operands]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of all layers that have one, which is all with a product."""
+        return [layer.weight for layer in self.layers if layer.weight is not None]
+
+    @property
+    def finds_statistics(self) -> bool:
+        """Whether there are norms over the batch, which modules keep averages of."""
+        return any(layer.norm is Norm.BATCH for layer in self.layers)
+
+    def out_features(self, in_features: int) -> list[int]:
+        """Of each layer."""
+        features = []
+        for layer in self.layers:
+            in_features = in_features if layer.weight is None else layer.weight.size(0)
+            features.append(in_features)
+        return features
+
+    def why_modules(self, input: Tensor) -> str | None:
+        """Why only the modules know what becomes of an input; None: the network does, too."""
+        rows = 2 if self.flattens else input.dim()
+        if self.flattens and input.dim() < 2:
+            return "the input has fewer than two dimensions, and the model begins with Flatten"
+        if self.takes_rows and rows != 2:
+            return (
+                "the input is not of two dimensions, and the model has a BatchNorm1d or a softmax "
+                "over dimension 1"
+            )
+        if self.finds_statistics and input.size(0) < 2:
+            return "a BatchNorm1d finds no statistics in fewer than two rows"
+        if self.in_features not in (None, self.flat(input).size(-1)):
+            return f"the input does not have the {self.in_features} features of the first norm"
+        return None
 
     def flat(self, input: Tensor) -> Tensor:
         """The input as the first layer takes it."""
@@ -80,10 +143,12 @@ class Network:
         program: list[int] = []
         constants: list[float] = []
         for layer in self.layers:
-            program += [layer.norm.value, int(layer.bias is not None)]
-            if layer.norm is not Norm.NONE:
-                constants.append(layer.eps)
-            operands += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+            program.append(layer.norm.value)
+            if layer.norm not in _WITHOUT_PARAMETERS:
+                program.append(int(layer.bias is not None) + 2 * (layer.weight is None))
+                if layer.norm is not Norm.NONE:
+                    constants.append(layer.eps)
+            operands += layer.operands
             if layer.activation:
                 program += [_ACTIVATION, layer.activation]
                 constants += layer.parameters
@@ -103,8 +168,10 @@ class Network:
         for size in input.shape[:-1]:
             rows *= size
 
+        features = dict(zip(map(id, self.layers), self.out_features(input.size(-1)), strict=True))
+
         def draw(layer: Layer) -> Tensor:
-            return F.dropout(input.new_ones((rows, layer.weight.size(0))), layer.dropout)
+            return F.dropout(input.new_ones((rows, features[id(layer)])), layer.dropout)
 
         return self.encoded(draw)
 
@@ -123,7 +190,7 @@ class Network:
 
 def why_plain_when_compiled(input: Tensor, network: Network) -> str | None:
     """Why the operators do not take it under torch.compile, which traces this function."""
-    for tensor in (input, *network.parameters):
+    for tensor in (input, *network.operands):
         if tensor.device.type != "cpu":
             return "not on the CPU"
         if tensor.dtype != input.dtype or tensor.dtype not in (torch.float32, torch.float64):

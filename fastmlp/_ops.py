@@ -51,28 +51,47 @@ def _rows(input: Tensor) -> int | torch.SymInt:
     return rows
 
 
-def _output(
+def _features(
     input: Tensor, operands: Sequence[Tensor], program: Sequence[int], constants: Sequence[float]
-) -> Tensor:
-    weights = [operands[place] for place in _C.weights(list(program), list(constants))]
-    features = input.size(-1)
-    for weight in weights:
-        torch._check(
-            weight.size(-1) == features,  # of a norm, all that it has
-            lambda: (
-                f"fastmlp: mat1 and mat2 shapes cannot be multiplied: got an input of shape "
-                f"{tuple(input.shape)} and weights of shapes {[tuple(w.shape) for w in weights]}"
-            ),
-        )
-        features = weight.size(0)
-    return input.new_empty((*input.shape[:-1], features))
+) -> tuple[list[int | torch.SymInt], int | torch.SymInt]:
+    """Each layer's out_features, and the elements of all statistics."""
+    layers = _C.layers(list(program), list(constants))
+    weights = [operands[place] for place, _ in layers if place >= 0]
+    found: list[int | torch.SymInt] = []
+    features, statistics = input.size(-1), 0
+    for place, is_batch_norm in layers:
+        if place >= 0:
+            torch._check(
+                operands[place].size(-1) == features,  # of a norm, all that it has
+                lambda: (
+                    f"fastmlp: mat1 and mat2 shapes cannot be multiplied: got an input of shape "
+                    f"{tuple(input.shape)} and weights of shapes "
+                    f"{[tuple(w.shape) for w in weights]}"
+                ),
+            )
+            features = operands[place].size(0)
+        statistics += 2 * features if is_batch_norm else 0
+        found.append(features)
+    return found, statistics
+
+
+def _output(input: Tensor, features: Sequence[int | torch.SymInt]) -> Tensor:
+    return input.new_empty((*input.shape[:-1], features[-1]))
 
 
 @torch.library.register_fake("fastmlp::mlp")
 def _mlp_fake(
     input: Tensor, operands: Sequence[Tensor], program: Sequence[int], constants: Sequence[float]
 ) -> Tensor:
-    return _output(input, operands, program, constants)
+    return _output(input, _features(input, operands, program, constants)[0])
+
+
+@torch.library.register_fake("fastmlp::mlp_train")
+def _mlp_train_fake(
+    input: Tensor, operands: Sequence[Tensor], program: Sequence[int], constants: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    features, statistics = _features(input, operands, program, constants)
+    return _output(input, features), input.new_empty((statistics,))
 
 
 @torch.library.register_fake("fastmlp::mlp_forward")
@@ -83,11 +102,10 @@ def _mlp_forward_fake(
     constants: Sequence[float],
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    features: int | torch.SymInt = 0
-    for place in _C.saved_weights(list(program), list(constants), list(needs)):
-        features += operands[place].size(0)
-    output = _output(input, operands, program, constants)
-    return output, input.new_empty((_rows(input) * features,))
+    features, saved = _features(input, operands, program, constants)
+    for layer in _C.saved_layers(list(program), list(constants), list(needs)):
+        saved += _rows(input) * features[layer]
+    return _output(input, features), input.new_empty((saved,))
 
 
 @torch.library.register_fake("fastmlp::mlp_backward")

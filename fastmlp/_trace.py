@@ -29,6 +29,8 @@ class Plan:
 
     Attributes:
         chains: what runs as one operation.
+        whole: modules that, one after the other, are all that the forward does to its only input;
+            None: it is more.
         reasons: why linear layers are in no chain, by their names.
         inner: the modules whose forwards were read with it.
         holds: whether all is as it was when the forward was read.
@@ -38,18 +40,19 @@ class Plan:
     def __init__(
         self,
         chains: list[Chain],
+        whole: dict[str, nn.Module] | None,
         reasons: dict[str, str],
         inner: list[nn.Module],
         holds: Callable[[], bool],
         run: Callable[..., Any],
     ) -> None:
-        self.chains, self.reasons, self.inner = chains, reasons, inner
+        self.chains, self.whole, self.reasons, self.inner = chains, whole, reasons, inner
         self.holds, self.run = holds, run
 
     @classmethod
     def of_nothing(cls, forward: Callable[..., Any]) -> Plan:
         """A forward as it is, whatever comes."""
-        return cls([], {}, [], lambda: True, forward)
+        return cls([], None, {}, [], lambda: True, forward)
 
 
 def plan_of(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Module], bool]) -> Plan:
@@ -69,12 +72,14 @@ def plan_of(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Modu
         _depend(depends, module, base)
         _collect(module, is_leaf, bases, depends)
         graph = _Tracer(bases).read(module)
-        chains, reasons = _join(graph, module)
+        paths = _paths(graph, module)
+        whole = _whole(graph, paths)
+        chains, reasons = _join(graph, module, paths)
         code = graph.python_code("self")
         names: dict[str, Any] = dict(code.globals)
         exec(compile(code.src, f"<fastmlp: forward of {base.__name__}>", "exec"), names)
         _, *inner = bases
-        return Plan(chains, reasons, inner, depends.holds(), names["forward"])
+        return Plan(chains, whole, reasons, inner, depends.holds(), names["forward"])
 
 
 def _depend(depends: Dependencies, module: nn.Module, base: type[nn.Module]) -> None:
@@ -235,9 +240,24 @@ def set_class(module: nn.Module, kind: type) -> None:
 # --- Joining
 
 
-def _join(graph: fx.Graph, root: nn.Module) -> tuple[list[Chain], dict[str, str]]:
+def _whole(graph: fx.Graph, paths: list[list[_Step]]) -> dict[str, nn.Module] | None:
+    """The modules of a path that is all of a graph."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    for path in paths:
+        own = {node for step in path for node in step.nodes} | {output, *inputs}
+        of_layers = {node for node in graph.nodes if node.op == "get_attr" and node not in own}
+        is_all = own | {node for node in of_layers if set(node.users) <= own} == set(graph.nodes)
+        if len(inputs) == 1 and path[0].input is inputs[0] and is_all:
+            if output.args == (path[-1].nodes[-1],):
+                return {step.name: step.module for step in path}
+    return None
+
+
+def _join(
+    graph: fx.Graph, root: nn.Module, paths: list[list[_Step]]
+) -> tuple[list[Chain], dict[str, str]]:
     """Makes each chain in a graph one call; returns the chains, and why others are none."""
-    paths = _paths(graph, root)
     chains: list[Chain] = []
     reasons: dict[str, str] = {}
     places = {node: i for i, node in enumerate(graph.nodes)}
@@ -379,6 +399,14 @@ def _module_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if name == "flatten":
         dims = dict(zip(("start_dim", "end_dim"), args, strict=False)) | kwargs
         return nn.Flatten() if dims in ({"start_dim": 1}, {"start_dim": 1, "end_dim": -1}) else None
+    if name in ("softmax", "log_softmax"):
+        kwargs = {key: value for key, value in kwargs.items() if key != "_stacklevel"}
+        if kwargs.get("dtype", 0) is None:
+            del kwargs["dtype"]
+        dim = args[0] if len(args) == 1 else kwargs.get("dim")
+        if len(args) + len(kwargs) != 1 or type(dim) is not int:
+            return None
+        return nn.Softmax(dim) if name == "softmax" else nn.LogSoftmax(dim)
     for activation in _activations.ALL:
         mode_name = activation.mode_name  # gelu's, which is one function of two kinds
         if mode_name is None and activation.name == name:

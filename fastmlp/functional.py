@@ -87,7 +87,7 @@ def mlp(
 
 
 def run(input: Tensor, network: Network) -> Tensor:
-    """The network, fused where it can be, plain elsewhere."""
+    """The network, fused where it can be, plain elsewhere; not one that finds statistics."""
     input = network.flat(input)
     if torch.compiler.is_compiling():
         if why_plain_when_compiled(input, network) is None:
@@ -107,8 +107,9 @@ def why_plain(input: Any, network: Network) -> str | None:
     """Why :func:`run` takes the plain path for these arguments, None where it runs fused."""
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
-    if network.flattens and isinstance(input, Tensor):
-        if input.dim() < 2:
-            return "the input has fewer than two dimensions, and the model begins with Flatten"
-        input = input.flatten(1)
+    if isinstance(input, Tensor) and input.dim() > 0:
+        reason = network.why_modules(input)
+        if reason is not None:
+            return reason
+        input = network.flat(input)
     return _C.why_plain(input, *network.encoded())

@@ -28,6 +28,7 @@ from fastmlp.modules import (
     is_linear,
     is_sequential,
     read_modules,
+    runs,
     unfused,
 )
 
@@ -215,7 +216,8 @@ class _FusedSequential(_Fused):
             for piece in kept[1]:
                 input = piece(input)
             return input
-        if not isinstance(network := read_modules(modules), str):
+        network = read_modules(modules)
+        if not isinstance(network, str) and runs(network, input):
             return functional.run(input, network)
         return super().forward(input)
 
@@ -368,6 +370,18 @@ def analyse(model: nn.Module) -> Findings:
             if kept is not None:
                 module.__dict__[_KEPT] = kept
     return Findings(list(found.values()), reasons)
+
+
+def read_forward(module: nn.Module) -> Plan:
+    """The plan of a module's own forward, in its present mode.
+
+    Raises:
+        Untraceable: why there is none.
+    """
+    base = unfused(type(module))
+    if not is_called_as_usual(base) or "forward" in module.__dict__:
+        raise Untraceable("its class has a call of its own")
+    return plan_of(module, base, _is_leaf)
 
 
 def _joined(module: nn.Module, base: type[nn.Module], found: Cut) -> list[Plan] | None:

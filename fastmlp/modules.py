@@ -138,6 +138,10 @@ class Reader:
             return self.read_residual(name, module)
         if kind in _NORMS:
             return self.read_norm(name, module, _NORMS[kind])
+        if kind is nn.BatchNorm1d:
+            return self.read_batch_norm(name, module)
+        if kind in _SOFTMAXES:
+            return self.read_softmax(name, module, _SOFTMAXES[kind])
         if kind is nn.Flatten:
             return self.read_flatten(name, module)  # type: ignore[arg-type]
         if kind in _CONTAINERS:
@@ -152,7 +156,7 @@ class Reader:
         if number == 0:
             return None
         if not self.takes_activation:
-            return f"module {name} does not follow a linear layer"
+            self.add_pass()
         self.layer.activation, self.layer.parameters = number, parameters
         self.takes_activation = False
         return None
@@ -183,12 +187,53 @@ class Reader:
             return f"module {name} is a norm over several dimensions"
         parameters = module._parameters
         weight = parameters.get("weight")
-        if weight is None or ("bias" not in parameters and norm is Norm.LAYER):
-            return f"module {name} is a norm without a weight, or with a computed one"
+        if "weight" not in parameters or ("bias" not in parameters and norm is Norm.LAYER):
+            return f"the parameters of module {name} are computed"
+        if module.eps is None and weight is None:
+            return f"module {name} is a norm without a weight and without an eps"
         eps = torch.finfo(weight.dtype).eps if module.eps is None else module.eps
-        self.network.layers.append(Layer(weight, parameters.get("bias"), norm=norm, eps=float(eps)))
+        layer = Layer(weight, parameters.get("bias"), norm=norm, eps=float(eps))
+        return self.append_norm(name, layer, module.normalized_shape[0])
+
+    def read_batch_norm(self, name: str, module: Any) -> str | None:
+        parameters, buffers = module._parameters, module._buffers
+        if not {"weight", "bias"} <= parameters.keys() or not _AVERAGES <= buffers.keys():
+            return f"the parameters or the averages of module {name} are computed"
+        mean, variance = buffers["running_mean"], buffers["running_var"]
+        weight, bias = parameters["weight"], parameters["bias"]
+        if (mean is None) != (variance is None) or (weight is None and bias is not None):
+            return f"module {name} has one of two parameters or averages"
+        if module.momentum is not None and not 0 <= module.momentum:
+            return f"module {name} has the momentum {module.momentum}"
+        layer = Layer(weight, bias, norm=Norm.BATCH, eps=float(module.eps))
+        if not module.training and mean is not None:
+            layer.norm, layer.mean, layer.variance = Norm.FIXED, mean, variance
+        self.network.takes_rows = True
+        return self.append_norm(name, layer, module.num_features)
+
+    def append_norm(self, name: str, layer: Layer, features: int) -> str | None:
+        weights = self.network.weights
+        before = weights[-1].size(0) if weights else self.network.in_features
+        if before is None:
+            self.network.in_features = before = features
+        if before != features:
+            return f"module {name} is a norm of {features} features, and is given {before}"
+        self.network.layers.append(layer)
         self.takes_activation = self.takes_dropout = True
         return None
+
+    def read_softmax(self, name: str, module: Any, norm: Norm) -> str | None:
+        if module.dim not in (-1, 1):
+            return f"module {name} is over dimension {module.dim}, not over the last one"
+        if module.dim == 1:
+            self.network.takes_rows = True
+        self.network.layers.append(Layer(None, None, norm=norm))
+        self.takes_activation = self.takes_dropout = True
+        return None
+
+    def add_pass(self) -> None:
+        """What follows a layer begins another where that has its own already."""
+        self.network.layers.append(Layer(None, None, norm=Norm.PASS))
 
     def read_dropout(self, name: str, module: nn.Dropout) -> str | None:
         if module.inplace:
@@ -197,7 +242,7 @@ class Reader:
             return f"module {name} has no probability, but {module.p}"
         if (module.training or self.as_trained) and module.p > 0:
             if not self.takes_dropout:
-                return f"module {name} does not follow a linear layer or its activation"
+                self.add_pass()
             self.layer.dropout = float(module.p)
             self.takes_activation = self.takes_dropout = False
         return None
@@ -217,11 +262,17 @@ class Reader:
             return f"module {name}: it holds another block"
         if len(layers) > _MOST_SKIPPED:
             return f"module {name}: it holds more than {_MOST_SKIPPED} layers"
-        if layers[0].weight.size(-1) != layers[-1].weight.size(0):
+        weights = [layer.weight for layer in layers if layer.weight is not None]
+        if weights[0].size(-1) != weights[-1].size(0):
             return f"module {name}: its output is not as wide as its input"
         self.layer.skip = len(layers)
         self.takes_activation = self.takes_dropout = False
         return None
+
+
+def runs(network: Network, input: Tensor) -> bool:
+    """Whether the network of some modules does all that they do to an input."""
+    return not network.finds_statistics and input.dim() > 0 and network.why_modules(input) is None
 
 
 def runs_its_modules(module: Any) -> bool:
@@ -284,8 +335,8 @@ class FusedMLP(nn.Sequential):
         residual: whether each hidden layer with as many out_features as in_features is a
             :class:`Residual` of its linear layer, norm, activation and dropout.
         norm: after each linear layer but the output's, before its activation, as torchvision's MLP
-            has it: "layer" (`nn.LayerNorm`), "rms" (`nn.RMSNorm`), "batch" (`nn.BatchNorm1d`, which
-            does not run fused) or None.
+            has it: "layer" (`nn.LayerNorm`), "rms" (`nn.RMSNorm`), "batch" (`nn.BatchNorm1d`, for
+            inputs of two dimensions) or None.
         device, dtype: of the parameters, as in `torch.nn.Linear`.
 
     Shapes:
@@ -428,7 +479,8 @@ class FusedMLP(nn.Sequential):
             if output is not None:
                 return output
             return self._run_plain(input)
-        if not isinstance(network := self._network(), str):
+        network = self._network()
+        if not isinstance(network, str) and runs(network, input):
             return functional.run(input, network)
         plain: Tensor = super().forward(input)
         return plain
@@ -522,6 +574,8 @@ _CONTAINERS = (nn.Sequential, FusedMLP)  # which run their modules one after the
 _MOST_SKIPPED = 255  # kMostSkipped of csrc/network/program.h
 _NORM_KINDS: dict[str, Any] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": nn.BatchNorm1d}
 _NORMS: dict[type, Norm] = {nn.LayerNorm: Norm.LAYER, nn.RMSNorm: Norm.RMS}
+_SOFTMAXES: dict[type, Norm] = {nn.Softmax: Norm.SOFTMAX, nn.LogSoftmax: Norm.LOG_SOFTMAX}
+_AVERAGES = {"running_mean", "running_var", "num_batches_tracked"}
 # Derived classes that keep what the reader goes by: which of those it knows they work like, and
 # their forward, which may not become another.
 READ_AS: dict[type, tuple[type, Any]] = {}
@@ -536,6 +590,9 @@ _C.know_modules(
         "flatten": nn.Flatten,
         "layer_norm": nn.LayerNorm,
         "rms_norm": nn.RMSNorm,
+        "batch_norm": nn.BatchNorm1d,
+        "softmax": nn.Softmax,
+        "log_softmax": nn.LogSoftmax,
         "read_as": READ_AS,
         "device_context": DeviceContext,
         "containers": list(_CONTAINERS),

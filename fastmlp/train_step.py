@@ -19,6 +19,7 @@ from fastmlp.modules import MODULE_HOOKS, FusedMLP, read_modules, runs_its_modul
 
 if TYPE_CHECKING:
     from fastmlp._fit import Report, Table
+    from fastmlp._trace import Plan
 
 __all__ = ["TrainStep"]
 
@@ -55,8 +56,9 @@ class TrainStep:
 
     Args:
         model: a :class:`FusedMLP`, or a ``torch.nn.Sequential`` (nested or not) of ``nn.Linear``
-            and activations that :mod:`fastmlp.functional` knows, of ``nn.Dropout`` and
-            :class:`Residual`, float32 or float64, on the CPU.
+            and activations that :mod:`fastmlp.functional` knows, of ``nn.Dropout``, norms,
+            softmaxes and :class:`Residual`, float32 or float64, on the CPU; or a module of whose
+            own forward :func:`fastmlp.fuse` makes one chain of these.
         loss: of ``torch.nn``, ``CrossEntropyLoss``, ``NLLLoss``, ``BCEWithLogitsLoss``,
             ``KLDivLoss``, ``MSELoss``, ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``,
             ``PoissonNLLLoss`` or ``GaussianNLLLoss``, with all of their options; reduction "mean"
@@ -81,10 +83,13 @@ class TrainStep:
 
     #: Right predictions among the last step's, for class targets; None for others.
     correct: int | None = None
+    # Of a model with a forward of its own: how it was read, and the modules that it runs.
+    _plan: Plan | None
+    _chain: tuple[nn.Module, ...] | None
 
     def __init__(
         self,
-        model: nn.Sequential,
+        model: nn.Module,
         loss: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
@@ -96,11 +101,7 @@ class TrainStep:
             )
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.max_grad_norm = max_grad_norm
-        if not runs_its_modules(model):
-            raise TypeError(
-                "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
-                f"activations, got {type(model).__name__} with a forward of its own{_hint(model)}"
-            )
+        self._read_forward()
         self._hooks = self._hook_dicts()
         try:
             if not _C.check_train_step(self):
@@ -114,10 +115,45 @@ class TrainStep:
         super().__setattr__(name, value)
         if name in ("model", "loss", "optimizer") and "_hooks" in self.__dict__:
             self._hooks = self._hook_dicts()  # those of the new one
+            self._read_forward()
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_plan", "_chain", "_hooks")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._read_forward()
         self._hooks = self._hook_dicts()  # a copied optimizer makes its own anew
+
+    def _read_forward(self) -> None:
+        """Finds the modules that a model with a forward of its own runs one after the other."""
+        model, self._plan, self._chain = self.model, None, None
+        if runs_its_modules(model):
+            return
+        from fastmlp._source import Untraceable
+        from fastmlp.fusion import read_forward
+
+        reason = ""
+        if isinstance(model, nn.Module):
+            try:
+                plan = read_forward(model)
+            except Untraceable as error:
+                reason = f": {error}"
+            else:
+                if plan.whole is not None:
+                    self._plan, self._chain = plan, tuple(plan.whole.values())
+                    return
+                reason = ", which is more than one chain of these"
+        raise TypeError(
+            "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
+            f"activations, got {type(model).__name__} with a forward of its own{reason}{_hint(model)}"
+        )
+
+    def _follow_forward(self) -> None:
+        """Reads the model's own forward anew, where what it depends on has changed."""
+        if self._plan is not None and not self._plan.holds():
+            self._read_forward()
 
     def _hook_dicts(self) -> tuple[dict[Any, Any], ...]:
         """The very dicts, which have to stay empty; those of the layers are read with the model."""
@@ -153,6 +189,8 @@ class TrainStep:
             TypeError, ValueError: x and y do not fit together.
             IndexError: a class out of bounds.
         """
+        if self._plan is not None:
+            self._follow_forward()
         loss = _C.train_step(self, x, y)
         if loss is None:
             raise self._unreadable(x)
@@ -221,7 +259,7 @@ class TrainStep:
         batch_size = _positive("batch_size", batch_size)
         epochs = _positive("epochs", epochs)
         callback_every = _positive("callback_every", callback_every)
-        last = self._read_model().layers[-1].weight
+        last = self._read_model().weights[-1]
         takes_classes = type(self.loss) in _CLASS_LOSSES
         variances = None
         if type(self.loss) in _VARIANCE_LOSSES:
@@ -262,6 +300,7 @@ class TrainStep:
 
     def _steps(self, buffer: Tensor, table: Table, order: Tensor) -> tuple[Tensor, Tensor]:
         """Each batch's loss and right predictions, float64 and int64, `[batches]`."""
+        self._follow_forward()
         targets: Any = table.targets
         if table.variances is not None:
             targets = targets, table.variances
@@ -273,7 +312,9 @@ class TrainStep:
         return result
 
     def _read_model(self) -> Network:
-        network = read_modules(self.model._modules)
+        self._follow_forward()
+        modules: Any = self.model._modules if self._plan is None else self._plan.whole
+        network = read_modules(modules)
         if isinstance(network, str):
             raise _refusal(network)
         return network
@@ -283,13 +324,13 @@ class TrainStep:
         network = self._read_model()
         if x is not None:
             return _refusal(why_plain(x, network))
-        found = dict.fromkeys(f"{p.dtype} on {p.device}" for p in network.parameters)
+        found = dict.fromkeys(f"{one.dtype} on {one.device}" for one in network.operands)
         if len(found) > 1 or not found.keys() <= _KINDS:
             return _refusal(
                 "expected parameters on the CPU, of dtype float32 or float64 and all of one, got "
                 + " and ".join(found)
             )
-        return _refusal(why_plain(torch.empty(1, dtype=network.layers[0].weight.dtype), network))
+        return _refusal(why_plain(torch.empty(1, dtype=network.weights[0].dtype), network))
 
     def _of_an_argument(self, error: RuntimeError) -> TypeError | ValueError:
         """What a step would raise, as an error of the constructor's arguments."""

@@ -20,8 +20,7 @@ enum class Gradient : uint8_t {
 };
 
 // One layer: y = activation(z), of which it gives y · noise + the input of a layer, or parts of
-// that; z is
-// x · weightᵀ + bias, or a norm of x · weight + bias.
+// that; z is x · weightᵀ + bias, or a norm of x · weight + bias.
 struct LayerSpec {
   int64_t in_features = 0;
   int64_t out_features = 0;
@@ -44,7 +43,9 @@ struct LayerSpec {
   bool is_output_activated() const { return !noise && !skip; }
   int64_t skip_from(int64_t l) const { return l + 1 - skip; }  // of layer l, where there is one
   bool is_norm() const { return norm != Norm::none; }
-  int64_t weight_elements() const { return is_norm() ? out_features : out_features * in_features; }
+  int64_t weight_elements() const {
+    return !has_weight(norm) ? 0 : is_norm() ? out_features : out_features * in_features;
+  }
   bool is_trained() const {
     return weight_gradient != Gradient::none || bias_gradient != Gradient::none;
   }
@@ -82,10 +83,15 @@ struct Update;
 
 // Where a layer's operands lie, of the network's dtype.
 struct LayerMemory {
-  // [out_features, in_features], contiguous along in_features; of a norm [out_features], contiguous
+  // [out_features, in_features], contiguous along in_features; of a norm that has one
+  // [out_features], contiguous
   const void* weight = nullptr;
   const void* bias = nullptr;   // [out_features], contiguous
   const void* noise = nullptr;  // [batch, out_features], contiguous
+  // Of Norm::fixed, and of Norm::batch, whose forward writes them and whose backward reads them;
+  // [out_features] each.
+  void* mean = nullptr;
+  void* variance = nullptr;
   // Forward writes them, backward reads them; [batch, out_features], contiguous.
   void* output = nullptr;     // null where nobody will need it again
   void* sums = nullptr;       // z

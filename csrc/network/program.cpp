@@ -11,6 +11,13 @@ namespace {
   throw std::runtime_error("fastmlp: expected the program of a network, got one " + what);
 }
 
+// Of each norm, the op that begins a layer of it.
+constexpr Op kBeginnings[kNorms] = {Op::linear,     Op::layer_norm, Op::rms_norm,    Op::batch_norm,
+                                    Op::fixed_norm, Op::softmax,    Op::log_softmax, Op::pass};
+
+// What the number of a norm has where there is no weight.
+constexpr int64_t kNoWeight = 2;
+
 // Reads numbers one after the other.
 template <typename Number>
 class Reader {
@@ -29,24 +36,33 @@ class Reader {
 
 }  // namespace
 
-LayerOps& Program::add(Norm norm, double eps, bool bias) {
+LayerOps& Program::add(Norm norm, double eps, bool bias, bool weight) {
   LayerOps layer;
   layer.norm = norm;
   layer.eps = eps;
-  layer.weight = operands++;
+  if (weight && has_weight(norm)) layer.weight = operands++;
   if (bias) layer.bias = operands++;
+  if (norm == Norm::fixed) {
+    layer.mean = operands++;
+    layer.variance = operands++;
+  }
   layers.push_back(layer);
   return layers.back();
+}
+
+bool has_batch_norm(const Program& program) {
+  return std::any_of(program.layers.begin(), program.layers.end(),
+                     [](const LayerOps& one) { return one.norm == Norm::batch; });
 }
 
 void encode(const Program& program, Numbers& numbers, Constants& constants) {
   const auto add = [&](Op op) { numbers.push_back(static_cast<int64_t>(op)); };
   for (const LayerOps& layer : program.layers) {
-    add(layer.norm == Norm::none    ? Op::linear
-        : layer.norm == Norm::layer ? Op::layer_norm
-                                    : Op::rms_norm);
-    numbers.push_back(layer.bias >= 0);
-    if (layer.norm != Norm::none) constants.push_back(layer.eps);
+    add(kBeginnings[static_cast<int>(layer.norm)]);
+    if (has_weight(layer.norm)) {
+      numbers.push_back((layer.bias >= 0) + kNoWeight * (layer.weight < 0));
+      if (layer.norm != Norm::none) constants.push_back(layer.eps);
+    }
     if (layer.activation != 0) {
       add(Op::activation);
       numbers.push_back(layer.activation);
@@ -73,15 +89,18 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
   int64_t skipped = 0;  // layers up to the last one whose output something is added to
   while (!codes.at_end()) {
     const int64_t code = codes.take("an op");
-    if (code < 0 || code > static_cast<int64_t>(Op::skip_over))
+    if (code < 0 || code > static_cast<int64_t>(Op::pass))
       refuse("with the unknown op " + std::to_string(code));
     const Op op = static_cast<Op>(code);
-    if (op == Op::linear || op == Op::layer_norm || op == Op::rms_norm) {
-      const Norm norm = op == Op::linear       ? Norm::none
-                        : op == Op::layer_norm ? Norm::layer
-                                               : Norm::rms;
-      const bool bias = codes.take("whether there is a bias") != 0;
-      program.add(norm, norm == Norm::none ? 0 : rest.take("a norm's eps"), bias);
+    const Op* const begun = std::find(kBeginnings, kBeginnings + kNorms, op);
+    if (begun != kBeginnings + kNorms) {
+      const auto norm = static_cast<Norm>(begun - kBeginnings);
+      const int64_t has = has_weight(norm) ? codes.take("whether there is a bias") : 0;
+      const bool has_eps = has_weight(norm) && norm != Norm::none;
+      if (has < 0 || has > (has_eps ? 1 + kNoWeight : 1))
+        refuse("with a layer of unknown parameters, " + std::to_string(has));
+      program.add(norm, has_eps ? rest.take("a norm's eps") : 0, (has & 1) != 0,
+                  (has & kNoWeight) == 0);
       last = static_cast<int64_t>(Op::linear);
       continue;
     }

@@ -18,17 +18,23 @@ enum class Op : int64_t {
   dropout,     // constants: the probability of a zero. Becomes `noise` when its numbers are drawn
   noise,       // operands: what the layer's output is multiplied by, [batch, out_features]
   skip,        // the layer's input is added to its output
-  // As `linear`; constants: eps; operands: weight and bias of as many elements as there are
-  // features
+  // Program: whether there is a bias, plus 2 where there is no weight; constants: eps; operands:
+  // weight and bias of as many elements as there are features
   layer_norm,
   rms_norm,
   skip_over,  // program: of how many layers, this the last one, the input is added to the output
+  // What begins a layer, too (network/norms.h).
+  batch_norm,  // as layer_norm
+  fixed_norm,  // as layer_norm; operands: … mean, variance
+  softmax,     // nothing more, as the next two
+  log_softmax,
+  pass,
 };
 inline constexpr int kMostSkipped = 255;
 
 // A layer's ops, which come in the order above, and its operands by their places; -1: none.
 struct LayerOps {
-  int weight = -1, bias = -1, noise = -1;
+  int weight = -1, bias = -1, noise = -1, mean = -1, variance = -1;
   int activation = 0;
   double parameters[kMostParameters] = {};
   double dropout = 0;
@@ -44,9 +50,11 @@ struct Program {
   InlineVector<LayerOps, 8> layers;
   int operands = 0;
 
-  // Appends a layer of a linear op, or of a norm, alone.
-  LayerOps& add(Norm norm, double eps, bool bias);
+  // Appends a layer of a linear op, or of what stands in its place, alone.
+  LayerOps& add(Norm norm, double eps, bool bias, bool weight = true);
 };
+
+bool has_batch_norm(const Program& program);
 
 using Numbers = InlineVector<int64_t, 48>;
 using Constants = InlineVector<double, 16>;

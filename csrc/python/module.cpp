@@ -35,13 +35,19 @@ namespace py = pybind11;
 namespace fastmlp {
 namespace {
 
-at::Tensor run_drawn(const Arguments& arguments) {
-  if (!at::GradMode::is_enabled()) return infer(arguments);
+at::Tensor run_drawn(const Arguments& arguments, const Averages& averages) {
+  const bool has_averages = !averages.empty();
+  if (!at::GradMode::is_enabled() && !has_averages) return infer(arguments);
   Numbers numbers;
   Constants constants;
   encode(arguments.program, numbers, constants);
-  return mlp(arguments.input, arguments.operands, {numbers.begin(), numbers.end()},
-             {constants.begin(), constants.end()});
+  const at::IntArrayRef program(numbers.begin(), numbers.end());
+  const at::ArrayRef<double> rest(constants.begin(), constants.end());
+  if (!has_averages) return mlp(arguments.input, arguments.operands, program, rest);
+  const auto [output, statistics] =
+      mlp_train(arguments.input, arguments.operands, program, rest);
+  add_batch(averages, arguments, statistics);
+  return output;
 }
 
 PyObject* run_network(const at::Tensor& input, const Network& network) {
@@ -51,9 +57,10 @@ PyObject* run_network(const at::Tensor& input, const Network& network) {
     const LockReleased released(arguments);
     if (has_dropout(network.program)) {
       const Drawn drawn = draw_noise(arguments);
-      output = run_drawn({input, {drawn.operands.data(), drawn.operands.size()}, drawn.program});
+      output = run_drawn({input, {drawn.operands.data(), drawn.operands.size()}, drawn.program},
+                         network.averages);
     } else {
-      output = run_drawn(arguments);
+      output = run_drawn(arguments, network.averages);
     }
   }
   return THPVariable_Wrap(std::move(output));
@@ -108,7 +115,6 @@ PyObject* run_modules(PyObject* modules, PyObject* object, PyObject* plain) {
   Network network;
   network.dtype = input->scalar_type();
   if (recognise(modules, network)) {
-    if (!network.flattens) return run_network(*input, network);
     const at::Tensor rows = network.flat(*input);
     return rows.defined() ? run_network(rows, network) : Py_NewRef(plain);
   }
@@ -189,7 +195,7 @@ py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
   return names_of(ones);
 }
 
-// classes: of linear, fused_linear, dropout, residual, flatten, layer_norm, rms_norm,
+// classes: of linear, fused_linear, dropout, residual, flatten, the norms and softmaxes,
 // device_context, containers, and of each activation in turn; read_as: which others are read as one
 // of these.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
@@ -206,6 +212,9 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   names.flatten = held(classes["flatten"]);
   names.layer_norm = held(classes["layer_norm"]);
   names.rms_norm = held(classes["rms_norm"]);
+  names.batch_norm = held(classes["batch_norm"]);
+  names.softmax = held(classes["softmax"]);
+  names.log_softmax = held(classes["log_softmax"]);
   names.read_as = held(classes["read_as"]);
   names.device_context = held(classes["device_context"]);
   for (const auto& one : classes["containers"]) names.containers.push_back(held(one));
@@ -263,16 +272,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("MOST_HALF") = cpu::kMostHalf;
   m.def("know_modules", know_modules);
   m.def("know_training", know_training);
-  // For the fakes, whose sizes may be symbols: the weights' places among the operands, and those
-  // that saved_weights() tells.
-  m.def("weights", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants) {
-    std::vector<int64_t> places;
-    for (const LayerOps& layer : decode(numbers, constants).layers) places.push_back(layer.weight);
-    return places;
+  // For the fakes, whose sizes may be symbols: of each layer, the weight's place among the operands
+  // (-1: none) and whether it is a batch norm; and what saved_layers() tells.
+  m.def("layers", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants) {
+    std::vector<std::pair<int64_t, bool>> layers;
+    for (const LayerOps& layer : decode(numbers, constants).layers)
+      layers.emplace_back(layer.weight, layer.norm == Norm::batch);
+    return layers;
   });
-  m.def("saved_weights", [](const std::vector<int64_t>& numbers,
-                            const std::vector<double>& constants, const std::vector<bool>& flags) {
-    return saved_weights(decode(numbers, constants), Needs(flags.begin(), flags.end()));
+  m.def("saved_layers", [](const std::vector<int64_t>& numbers,
+                           const std::vector<double>& constants, const std::vector<bool>& flags) {
+    return saved_layers(decode(numbers, constants), Needs(flags.begin(), flags.end()));
   });
   m.def("compiled_isas", cpu::compiled_isas);
   m.def("available_isas", cpu::available_isas);

@@ -57,30 +57,52 @@ const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor) {
 }
 
 at::Tensor Network::flat(const at::Tensor& input) const {
-  if (!flattens) return input;
-  return input.dim() < 2 ? at::Tensor() : input.flatten(1);
+  if (flattens && input.dim() < 2) return {};
+  at::Tensor rows = flattens ? input.flatten(1) : input;
+  if (in_features >= 0 && rows.size(-1) != in_features) return {};
+  if (takes_rows && (rows.dim() != 2 || (has_batch_norm(program) && rows.size(0) < 2))) return {};
+  return rows;
 }
 
-std::string Network::append(PyObject* weight_object, PyObject* bias_object, Norm norm, double eps) {
-  const at::Tensor *weight = nullptr, *bias = nullptr;
-  if (const char* reason = operand_in_the_way(weight_object, weight))
-    return std::string("a weight is ") + reason;
-  if (dtype == at::ScalarType::Undefined) dtype = weight->scalar_type();
-  if (weight->scalar_type() != dtype) return "input and weights differ in dtype";
-  if (norm == Norm::none && weight->dim() != 2) return "a weight is not two-dimensional";
-  if (norm != Norm::none && weight->dim() != 1) return "a norm's weight is not one-dimensional";
-  const bool has_bias = bias_object != Py_None;
-  if (has_bias) {
-    if (const char* reason = operand_in_the_way(bias_object, bias))
-      return std::string("a bias is ") + reason;
-    if (bias->scalar_type() != dtype) return "input and biases differ in dtype";
-    if (bias->dim() != 1 || bias->size(0) != weight->size(0))
-      return "a bias is not of shape (out_features,)";
+int64_t Network::out_features() const {
+  int64_t l = program.layers.size() - 1;
+  while (l >= 0 && program.layers[l].weight < 0) --l;
+  return l < 0 ? in_features : operands[program.layers[l].weight].size(0);
+}
+
+std::string Network::append(PyObject* weight, PyObject* bias, Norm norm, double eps, PyObject* mean,
+                            PyObject* variance) {
+  const bool has_weight = weight != Py_None || norm == Norm::none;
+  int64_t features = out_features();
+  std::string reason;
+  const auto take = [&](PyObject* object, const char* what, const char* all) {
+    if (!reason.empty()) return;
+    const at::Tensor* tensor = nullptr;
+    if (const char* in_the_way = operand_in_the_way(object, tensor)) {
+      reason = std::string(what) + " is " + in_the_way;
+      return;
+    }
+    const bool is_matrix = object == weight && norm == Norm::none;
+    if (dtype == at::ScalarType::Undefined) dtype = tensor->scalar_type();
+    if (tensor->scalar_type() != dtype) {
+      reason = std::string("input and ") + all + " differ in dtype";
+    } else if (tensor->dim() != (is_matrix ? 2 : 1)) {
+      reason = std::string(what) + (is_matrix ? " is not two-dimensional" : " is not one-dimensional");
+    } else if (object == weight) {
+      features = tensor->size(0);
+    } else if (features >= 0 && tensor->size(0) != features) {
+      reason = std::string(what) + " is not of shape (out_features,)";
+    }
+    operands.push_back(*tensor);
+  };
+  if (has_weight) take(weight, norm == Norm::none ? "a weight" : "a norm's weight", "weights");
+  if (bias != Py_None) take(bias, "a bias", "biases");
+  if (norm == Norm::fixed) {
+    take(mean, "a norm's mean", "means");
+    take(variance, "a norm's variance", "variances");
   }
-  program.add(norm, eps, has_bias);
-  operands.push_back(*weight);
-  if (has_bias) operands.push_back(*bias);
-  return {};
+  program.add(norm, eps, bias != Py_None, has_weight);
+  return reason;
 }
 
 namespace {
@@ -105,10 +127,11 @@ std::string read(PyObject* const* args, Network& network) {
   if (PySequence_Fast_GET_SIZE(operands) != program.operands)
     return "operands and program differ in number";
   for (const LayerOps& layer : program.layers) {
-    PyObject* const bias =
-        layer.bias >= 0 ? PySequence_Fast_GET_ITEM(operands, layer.bias) : Py_None;
-    auto reason = network.append(PySequence_Fast_GET_ITEM(operands, layer.weight), bias, layer.norm,
-                                 layer.eps);
+    const auto operand = [&](int place) {
+      return place >= 0 ? PySequence_Fast_GET_ITEM(operands, place) : Py_None;
+    };
+    auto reason = network.append(operand(layer.weight), operand(layer.bias), layer.norm, layer.eps,
+                                 operand(layer.mean), operand(layer.variance));
     if (!reason.empty()) return reason;
     if (!(layer.dropout >= 0 && layer.dropout <= 1)) return "a dropout is not a probability";
   }
@@ -190,6 +213,9 @@ class Reader {
     if (type == names_.flatten) return read_flatten(state);
     if (type == names_.layer_norm) return read_norm(state, Norm::layer);
     if (type == names_.rms_norm) return read_norm(state, Norm::rms);
+    if (type == names_.batch_norm) return read_batch_norm(state);
+    if (type == names_.softmax) return read_softmax(state, Norm::softmax);
+    if (type == names_.log_softmax) return read_softmax(state, Norm::log_softmax);
     for (PyObject* container : names_.containers) {
       if (type == container) return read_children(state);
     }
@@ -217,7 +243,7 @@ class Reader {
         if (PyUnicode_CompareWithASCIIString(mode, info.mode) != 0) continue;
       }
       if (one.number == 0) return true;
-      if (stage_ != Stage::linear) return false;
+      if (stage_ != Stage::linear) pass();
       stage_ = Stage::activation;
       layer().activation = one.number;
       for (size_t i = 0; i < one.parameters.size(); ++i) {
@@ -241,7 +267,91 @@ class Reader {
     return weight && bias && network_.append(weight, bias).empty();
   }
 
-  // Over the last dimension alone, with a weight.
+  // What follows a layer begins another where that has its own already.
+  void pass() { network_.program.add(Norm::pass, 0, false); }
+
+  // A parameter or a buffer, or None where there is none; null: it is computed.
+  PyObject* tensor(PyObject* state, PyObject* kind, PyObject* name) {
+    PyObject* const all = PyDict_GetItemWithError(state, kind);
+    return all && PyDict_Check(all) ? PyDict_GetItemWithError(all, name) : nullptr;
+  }
+
+  // Whether the last layer's input has as many features as a module says.
+  bool has_features(int64_t before, PyObject* features) {
+    if (!PyLong_CheckExact(features)) return false;
+    const int64_t expected = PyLong_AsLongLong(features);
+    if (before < 0 && network_.in_features < 0) network_.in_features = expected;
+    return before < 0 || before == expected;
+  }
+
+  bool read_softmax(PyObject* state, Norm norm) {
+    PyObject* const dim = PyDict_GetItemWithError(state, names_.dim);
+    if (!dim || !PyLong_CheckExact(dim)) return false;
+    const long number = PyLong_AsLong(dim);
+    if (number != -1 && number != 1) return false;
+    network_.takes_rows = network_.takes_rows || number == 1;
+    network_.program.add(norm, 0, false);
+    stage_ = Stage::linear;
+    return true;
+  }
+
+  // As BatchNorm1d.forward reads itself, of rows.
+  bool read_batch_norm(PyObject* state) {
+    const auto of = [&](PyObject* name) { return PyDict_GetItemWithError(state, name); };
+    const auto buffer = [&](PyObject* name) { return tensor(state, names_.buffers, name); };
+    PyObject *const weight = tensor(state, names_.parameters, names_.weight),
+                    *const bias = tensor(state, names_.parameters, names_.bias),
+                    *const mean = buffer(names_.running_mean),
+                    *const variance = buffer(names_.running_var),
+                    *const batches = buffer(names_.num_batches_tracked),
+                    *const momentum = of(names_.momentum), *const features = of(names_.num_features),
+                    *const training = of(names_.training), *const tracks = of(names_.track_running_stats);
+    double eps = 0;
+    if (!weight || !bias || !mean || !variance || !batches || !momentum || !features || !training ||
+        !tracks || !PyBool_Check(training) || !PyBool_Check(tracks) ||
+        !read_number(of(names_.eps), eps) || (mean == Py_None) != (variance == Py_None) ||
+        (weight == Py_None && bias != Py_None))
+      return false;
+    const bool is_trained = training == Py_True, finds = is_trained || mean == Py_None;
+    const int64_t before = network_.out_features();
+    stage_ = Stage::linear;
+    network_.takes_rows = true;
+    const Norm norm = finds ? Norm::batch : Norm::fixed;
+    if (!network_.append(weight, bias, norm, eps, mean, variance).empty() ||
+        !has_features(before, features))
+      return false;
+    if (!is_trained || mean == Py_None || tracks == Py_False) return true;
+    return read_averages(mean, variance, batches, momentum, PyLong_AsLongLong(features));
+  }
+
+  bool read_averages(PyObject* mean, PyObject* variance, PyObject* batches, PyObject* momentum,
+                     int64_t features) {
+    RunningAverage average;
+    average.layer = network_.program.layers.size() - 1;
+    average.momentum = -1;
+    if (momentum != Py_None && (!read_number(momentum, average.momentum) || average.momentum < 0))
+      return false;
+    for (const auto& [object, place] : {std::pair(mean, &average.mean), {variance, &average.variance}}) {
+      const at::Tensor* tensor = nullptr;
+      if (operand_in_the_way(object, tensor) || tensor->scalar_type() != network_.dtype ||
+          tensor->dim() != 1 || tensor->size(0) != features || !tensor->is_contiguous() ||
+          tensor->requires_grad())
+        return false;
+      *place = *tensor;
+    }
+    if (batches != Py_None) {
+      if (!THPVariable_CheckTypeExact(Py_TYPE(batches))) return false;
+      const at::Tensor& count = THPVariable_Unpack(batches);
+      if (!count.is_cpu() || count.scalar_type() != at::kLong || count.numel() != 1 ||
+          count.layout() != at::kStrided)
+        return false;
+      average.batches = count;
+    }
+    network_.averages.push_back(average);
+    return true;
+  }
+
+  // Over the last dimension alone.
   bool read_norm(PyObject* state, Norm norm) {
     PyObject* const parameters = PyDict_GetItemWithError(state, names_.parameters);
     PyObject* const shape = PyDict_GetItemWithError(state, names_.normalized_shape);
@@ -252,7 +362,7 @@ class Reader {
     PyObject* const weight = PyDict_GetItemWithError(parameters, names_.weight);
     PyObject* bias = PyDict_GetItemWithError(parameters, names_.bias);
     if (!bias && norm == Norm::rms) bias = Py_None;  // has none
-    if (!weight || weight == Py_None || !bias) return false;
+    if (!weight || !bias) return false;
     double eps = 0;
     if (given == Py_None && norm == Norm::rms) {  // torch's, of the weight's dtype
       if (!THPVariable_Check(weight)) return false;
@@ -263,10 +373,9 @@ class Reader {
       return false;
     }
     stage_ = Stage::linear;
+    const int64_t before = network_.out_features();
     if (!network_.append(weight, bias, norm, eps).empty()) return false;
-    const at::Tensor& read = network_.operands[layer().weight];
-    PyObject* const features = PyTuple_GET_ITEM(shape, 0);
-    return PyLong_CheckExact(features) && read.size(0) == PyLong_AsLongLong(features);
+    return has_features(before, PyTuple_GET_ITEM(shape, 0));
   }
 
   // A linear layer that knows its activation by name.
@@ -300,7 +409,8 @@ class Reader {
     if (!training || inplace != Py_False || !read_number(p, probability)) return false;
     if (!(probability >= 0 && probability <= 1)) return false;
     if (training == Py_False || probability == 0) return true;
-    if (training != Py_True || stage_ == Stage::closed) return false;
+    if (training != Py_True) return false;
+    if (stage_ == Stage::closed) pass();
     layer().dropout = probability;
     stage_ = Stage::closed;
     return true;
@@ -328,10 +438,12 @@ class Reader {
     bool has_product = false;
     for (int64_t l = before; l < layers.size(); ++l) {
       if (layers[l].skip > 0) return false;  // a block in a block
+      if (!has_product && layers[l].weight >= 0) {  // whose input is the block's
+        if (network_.operands[layers[l].weight].size(-1) != network_.out_features()) return false;
+      }
       has_product = has_product || layers[l].norm == Norm::none;
     }
-    const at::Tensor& first = network_.operands[layers[before].weight];
-    if (!has_product || first.size(-1) != network_.operands[layer().weight].size(0)) return false;
+    if (!has_product) return false;
     layer().skip = static_cast<int>(span);
     stage_ = Stage::closed;
     return true;

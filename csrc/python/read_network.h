@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "torch/averages.h"
 #include "torch/check.h"
 
 namespace fastmlp {
@@ -23,17 +24,24 @@ struct Network {
   at::ScalarType dtype = at::ScalarType::Undefined;  // the input's; Undefined: the first weight's
   Program program;                                   // dropout still to be drawn
   c10::SmallVector<at::Tensor, 12> operands;
-  bool flattens = false;  // whether an nn.Flatten lies before the first layer
+  Averages averages;
+  bool flattens = false;     // whether an nn.Flatten lies before the first layer
+  bool takes_rows = false;   // whether more dimensions than two would mean something else
+  int64_t in_features = -1;  // that the first layer expects, where no operand tells
 
-  // The input as the first layer takes it; undefined where torch's Flatten refuses it.
+  // The input as the first layer takes it; undefined where torch's modules refuse it, or take it for
+  // something else.
   at::Tensor flat(const at::Tensor& input) const;
 
   Arguments arguments(const at::Tensor& input) const {
     return {input, at::TensorList(operands.data(), operands.size()), program};
   }
-  // A linear op or a norm, of a weight and a bias (a tensor or None); returns why they cannot be
-  // operands, or nothing.
-  std::string append(PyObject* weight, PyObject* bias, Norm norm = Norm::none, double eps = 0);
+  // What begins a layer, of a weight and a bias, and of Norm::fixed a mean and a variance (tensors
+  // or None); returns why they cannot be operands, or nothing.
+  std::string append(PyObject* weight, PyObject* bias, Norm norm = Norm::none, double eps = 0,
+                     PyObject* mean = Py_None, PyObject* variance = Py_None);
+  // Features of the last layer's output; -1: as many as the input has.
+  int64_t out_features() const;
 };
 
 // Reads operands, program and constants, kLists Python lists or tuples, after the input.
@@ -59,6 +67,9 @@ struct Known {
   PyObject* flatten = nullptr;
   PyObject* layer_norm = nullptr;
   PyObject* rms_norm = nullptr;
+  PyObject* batch_norm = nullptr;
+  PyObject* softmax = nullptr;
+  PyObject* log_softmax = nullptr;
   PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
   std::vector<PyObject*> containers;   // classes that run their modules one after the other
   std::vector<KnownActivation> activations;
@@ -80,6 +91,14 @@ struct Known {
   PyObject* compiled_call = PyUnicode_InternFromString("_compiled_call_impl");
   PyObject* weight = PyUnicode_InternFromString("weight");
   PyObject* bias = PyUnicode_InternFromString("bias");
+  PyObject* buffers = PyUnicode_InternFromString("_buffers");
+  PyObject* running_mean = PyUnicode_InternFromString("running_mean");
+  PyObject* running_var = PyUnicode_InternFromString("running_var");
+  PyObject* num_batches_tracked = PyUnicode_InternFromString("num_batches_tracked");
+  PyObject* track_running_stats = PyUnicode_InternFromString("track_running_stats");
+  PyObject* momentum = PyUnicode_InternFromString("momentum");
+  PyObject* num_features = PyUnicode_InternFromString("num_features");
+  PyObject* dim = PyUnicode_InternFromString("dim");
 };
 
 Known& known();

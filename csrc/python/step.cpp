@@ -35,7 +35,7 @@ struct Keys {
            *forward = interned("forward"), *modules = interned("_modules"),
            *param_groups = interned("param_groups"), *state = interned("state"),
            *defaults = interned("defaults"), *opt_called = interned("_opt_called"),
-           *correct = interned("correct");
+           *correct = interned("correct"), *chain = interned("_chain");
   // Of each optimizer and loss, in the order of its info.
   struct Of {
     std::vector<PyObject*> options, tensors, scalars;  // tensors: a parameter's state, a loss's own
@@ -175,8 +175,10 @@ class StepObjects {
 
   // The network; false where the modules are none, of which Python's reader knows why.
   bool read_network(Network& network) const {
-    PyObject* const modules = item(model_state_.ptr(), keys().modules, "model");
-    if (!PyDict_Check(modules)) throw py::type_error("expected the model's modules");
+    PyObject* modules = attribute(keys().chain);
+    if (!PyTuple_Check(modules)) modules = item(model_state_.ptr(), keys().modules, "model");
+    if (!PyTuple_Check(modules) && !PyDict_Check(modules))
+      throw py::type_error("expected the model's modules");
     const bool found = recognise(modules, network);
     if (!found && PyErr_Occurred()) throw py::error_already_set();
     return found;
@@ -193,8 +195,18 @@ class StepObjects {
     network.dtype = given->scalar_type();
     if (!read_network(network)) return false;
     input = network.flat(*given);
-    if (!input.defined()) refuse("the input has one dimension, and the model begins with Flatten");
-    return true;
+    if (input.defined()) return true;
+    const auto sizes = c10::str(given->sizes());
+    if (network.flattens && given->dim() < 2)
+      refuse("the input has one dimension, and the model begins with Flatten");
+    if (network.takes_rows && !network.flattens && given->dim() != 2)
+      refuse("expected an input of two dimensions for a BatchNorm1d or a softmax over dimension 1, "
+             "got one of shape " + sizes);
+    if (given->size(0) < 2)
+      throw py::value_error("Expected more than 1 value per channel when training, got an input of "
+                            "shape " + sizes);
+    refuse("expected an input of " + std::to_string(network.in_features) +
+           " features, got one of shape " + sizes);
   }
 
   // What torch.optim's schedulers look for, and the last step's right predictions; -1: None.
@@ -579,7 +591,8 @@ PyObject* one_step(PyObject* const* args, Py_ssize_t count) {
   const Arguments arguments = network.arguments(input);
   run_steps(optimizer, [&](int64_t& done) {
     const LockReleased released(arguments);
-    result = train_step(arguments, target, loss, optimizer.updates(), step.max_grad_norm);
+    result = train_step(arguments, target, loss, optimizer.updates(), network.averages,
+                        step.max_grad_norm);
     done = 1;
   });
   step.finish(result.correct);
@@ -609,8 +622,8 @@ PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
   const Arguments arguments = network.arguments(buffer);
   run_steps(optimizer, [&](int64_t& done) {
     const LockReleased released(arguments, batches.count());
-    train_steps(arguments, batches, loss, optimizer.updates(), step.max_grad_norm,
-                losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
+    train_steps(arguments, batches, loss, optimizer.updates(), network.averages,
+                step.max_grad_norm, losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
   });
   step.finish(batches.count() > 0 ? correct.const_data_ptr<int64_t>()[batches.count() - 1] : -1);
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));
@@ -650,7 +663,8 @@ PyObject* check_train_step(PyObject*, PyObject* object) {
   }
   Optimizer optimizer(step, network, false);
   run_steps(optimizer, [&](int64_t&) {
-    check_parameters({network.operands.data(), network.operands.size()}, optimizer.updates());
+    check_parameters({network.operands.data(), network.operands.size()}, optimizer.updates(),
+                     network.averages);
   });
   Py_RETURN_TRUE;
   END_HANDLE_TH_ERRORS

@@ -27,6 +27,7 @@ struct Call : torch::CustomClassHolder {
   Needs checked;                      // likewise: which ones went through save_for_backward
   std::vector<at::Tensor> unchecked;  // input, operands…; undefined where checked
   std::vector<int64_t> versions;      // of the unchecked ones
+  at::Tensor saved;                   // by forward, till its caller takes it
 
   bool reads_output() const {
     const LayerOps& last = program.layers.back();
@@ -42,6 +43,7 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, saved] =
         mlp_forward(tensors[0], tensors.slice(1), call->numbers, call->constants, call->needs);
+    call->saved = saved;
     variable_list kept{saved};
     if (call->reads_output()) kept.push_back(output);
     call->unchecked.resize(tensors.size());
@@ -125,8 +127,9 @@ class MLPFunction : public torch::autograd::Function<MLPFunction> {
   }
 };
 
-at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList operands, at::IntArrayRef numbers,
-                        at::ArrayRef<double> constants) {
+// The output, and what forward has saved.
+std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& input, at::TensorList operands,
+                                       at::IntArrayRef numbers, at::ArrayRef<double> constants) {
   Needs needs;
   if (at::GradMode::is_enabled()) {
     needs.push_back(input.requires_grad());
@@ -134,7 +137,7 @@ at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList operands, at::In
   }
   if (std::find(needs.begin(), needs.end(), true) == needs.end()) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return std::get<0>(mlp_forward(input, operands, numbers, constants, {}));
+    return mlp_forward(input, operands, numbers, constants, {});
   }
   auto call = c10::make_intrusive<Call>();
   call->numbers = numbers.vec();
@@ -148,22 +151,47 @@ at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList operands, at::In
     bool below = needs[0];
     for (int64_t l = 0; l < call->program.layers.size(); ++l) {
       const LayerOps& layer = call->program.layers[l];
-      TORCH_CHECK(layer.noise < 0 || !needs[1 + layer.noise],
-                  "fastmlp: expected noise that requires no gradient");
-      // A norm's gradients are formed from its input.
-      const bool reads = needs[1 + layer.weight] || (layer.norm != Norm::none && needs[0]);
-      if (l == 0) call->checked[0] = reads;
-      call->checked[1 + layer.weight] = below;
-      if (layer.noise >= 0) call->checked[1 + layer.noise] = true;
-      below = below || needs[1 + layer.weight] || (layer.bias >= 0 && needs[1 + layer.bias]);
+      const auto needed = [&](int operand) { return operand >= 0 && needs[1 + operand]; };
+      const auto check = [&](int operand, bool is_read) {
+        if (operand >= 0) call->checked[1 + operand] = is_read;
+      };
+      const bool trains = needed(layer.weight);
+      if (l == 0) call->checked[0] = trains || (reads_input(layer.norm) && needs[0]);
+      check(layer.weight, below);
+      for (const int operand : {layer.noise, layer.mean, layer.variance}) {
+        TORCH_CHECK(!needed(operand), "fastmlp: expected ",
+                    operand == layer.noise ? "noise that requires"
+                                           : "a norm's mean and variance that require",
+                    " no gradient");
+        check(operand, operand == layer.noise || below || trains);
+      }
+      below = below || trains || needed(layer.bias);
     }
   }
   variable_list tensors{input};
   tensors.insert(tensors.end(), operands.begin(), operands.end());
-  return MLPFunction::apply(at::TensorList(tensors), call);
+  const at::Tensor output = MLPFunction::apply(at::TensorList(tensors), call);
+  return {output, std::move(call->saved)};
+}
+
+at::Tensor mlp_autograd(const at::Tensor& input, at::TensorList operands, at::IntArrayRef numbers,
+                        at::ArrayRef<double> constants) {
+  return std::get<0>(run(input, operands, numbers, constants));
+}
+
+std::tuple<at::Tensor, at::Tensor> mlp_train_autograd(const at::Tensor& input,
+                                                      at::TensorList operands,
+                                                      at::IntArrayRef numbers,
+                                                      at::ArrayRef<double> constants) {
+  auto [output, saved] = run(input, operands, numbers, constants);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return {output, statistics({input, operands, decode(numbers, constants)}, saved)};
 }
 
 }  // namespace
 }  // namespace fastmlp
 
-TORCH_LIBRARY_IMPL(fastmlp, Autograd, m) { m.impl("mlp", fastmlp::mlp_autograd); }
+TORCH_LIBRARY_IMPL(fastmlp, Autograd, m) {
+  m.impl("mlp", fastmlp::mlp_autograd);
+  m.impl("mlp_train", fastmlp::mlp_train_autograd);
+}

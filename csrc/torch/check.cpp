@@ -1,10 +1,13 @@
 #include "torch/check.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace fastmlp {
 namespace {
 
 void check_parameters(const Arguments& a) {
-  TORCH_CHECK(!a.program.layers.empty(), "fastmlp: expected at least one weight, got none");
+  TORCH_CHECK(!a.program.layers.empty(), "fastmlp: expected at least one layer, got none");
   const auto given = static_cast<int64_t>(a.operands.size());
   TORCH_CHECK(
       a.input.dim() > 0,
@@ -12,8 +15,9 @@ void check_parameters(const Arguments& a) {
   int64_t features = a.input.size(-1);
   for (int64_t l = 0; l < a.program.layers.size(); ++l) {
     const LayerOps& layer = a.program.layers[l];
-    TORCH_CHECK(layer.weight < given && layer.bias < given,
+    TORCH_CHECK(std::max({layer.weight, layer.bias, layer.variance}) < given,
                 "fastmlp: expected an operand for each op of the program, got ", given);
+    if (layer.weight < 0) continue;
     const at::Tensor& weight = a.operands[layer.weight];
     const bool is_norm = layer.norm != Norm::none;
     TORCH_CHECK(is_norm || weight.dim() == 2, "fastmlp: expected weight ", l,
@@ -39,22 +43,29 @@ void check_parameters(const Arguments& a) {
     TORCH_CHECK(weight.device() == a.input.device(),
                 "fastmlp: expected all tensors to be on the same device, but found ",
                 a.input.device(), " (input) and ", weight.device(), " (weight ", l, ")");
-    if (layer.bias >= 0) {
-      const at::Tensor& bias = a.operands[layer.bias];
-      TORCH_CHECK(bias.dim() == 1 && bias.size(0) == features, "fastmlp: expected bias ", l,
-                  " of shape (", features, "), got ", bias.sizes());
-      TORCH_CHECK(bias.scalar_type() == a.input.scalar_type() && bias.device() == a.input.device(),
-                  "fastmlp: expected bias ", l, " of dtype ", a.input.scalar_type(), " on ",
-                  a.input.device(), ", got ", bias.scalar_type(), " on ", bias.device());
+    for (const auto& [name, operand] : {std::pair("bias ", layer.bias),
+                                        {"mean ", layer.mean}, {"variance ", layer.variance}}) {
+      if (operand < 0) continue;
+      const at::Tensor& tensor = a.operands[operand];
+      TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == features, "fastmlp: expected ", name, l,
+                  " of shape (", features, "), got ", tensor.sizes());
+      TORCH_CHECK(
+          tensor.scalar_type() == a.input.scalar_type() && tensor.device() == a.input.device(),
+          "fastmlp: expected ", name, l, " of dtype ", a.input.scalar_type(), " on ",
+          a.input.device(), ", got ", tensor.scalar_type(), " on ", tensor.device());
     }
-    if (layer.skip == 0) continue;
-    const int64_t from = l + 1 - layer.skip;
-    const at::Tensor& first = a.weight(from);
-    TORCH_CHECK(first.size(-1) == features,
+  }
+}
+
+void check_skips(const Arguments& a) {
+  for (int64_t l = 0; l < a.program.layers.size(); ++l) {
+    const int skip = a.program.layers[l].skip;
+    if (skip == 0) continue;
+    const int64_t from = l + 1 - skip, in = a.in_features(from), out = a.out_features(l);
+    TORCH_CHECK(in == out,
                 "fastmlp: expected as many in_features as out_features where the input of a layer "
-                "is added to the output of one, got weight ",
-                l, " of shape ", weight.sizes(), " for the input of weight ", from, " of shape ",
-                first.sizes());
+                "is added to the output of one, got the ",
+                in, " in_features of layer ", from, " for the ", out, " out_features of layer ", l);
   }
 }
 
@@ -73,7 +84,7 @@ void check_noise(const Arguments& a, int64_t l) {
               "before, and not its probability");
   if (layer.noise < 0) return;
   const at::Tensor& noise = a.operands[layer.noise];
-  const int64_t rows = a.batch(), features = a.operands[layer.weight].size(0);
+  const int64_t rows = a.batch(), features = a.out_features(l);
   TORCH_CHECK(noise.dim() == 2 && noise.size(0) == rows && noise.size(1) == features &&
                   noise.is_contiguous() && noise.scalar_type() == a.input.scalar_type() &&
                   noise.device() == a.input.device(),
@@ -88,12 +99,14 @@ const Backend& check(const Arguments& a) {
   TORCH_CHECK(static_cast<int64_t>(a.operands.size()) == a.program.operands, "fastmlp: expected ",
               a.program.operands, " operands for this program, got ", a.operands.size());
   check_parameters(a);
+  check_skips(a);
   for (int64_t l = 0; l < a.program.layers.size(); ++l) check_noise(a, l);
   return check_backend(a);
 }
 
 void check_undrawn(const Arguments& a) {
   check_parameters(a);
+  check_skips(a);
   check_backend(a);
 }
 
@@ -114,7 +127,7 @@ void check_backward(const Arguments& a, const at::Tensor& grad_output, const at:
                 " was not foreseen in forward");
   }
   at::DimVector expected(a.input.sizes());
-  expected.back() = a.weight(a.program.layers.size() - 1).size(0);
+  expected.back() = a.out_features(a.program.layers.size() - 1);
   for (const at::Tensor* tensor : {&grad_output, &output}) {
     TORCH_CHECK(tensor->sizes() == expected && tensor->scalar_type() == a.input.scalar_type() &&
                     tensor->device() == a.input.device(),

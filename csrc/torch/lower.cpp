@@ -26,6 +26,15 @@ LayerSpec spec_of(const LayerOps& ops) {
   return layer;
 }
 
+// At least so many, kept for the next call.
+at::Tensor ones(int64_t features, const at::TensorOptions& options) {
+  thread_local at::Tensor kept[2];
+  at::Tensor& tensor = kept[options.dtype() == at::kDouble];
+  if (!tensor.defined() || tensor.numel() < features)
+    tensor = at::ones({features}, at::TensorOptions(options.dtype()));
+  return tensor;
+}
+
 }  // namespace
 
 at::Tensor as_rows(const at::Tensor& tensor) {
@@ -56,20 +65,33 @@ Lowered lower(const Arguments& a) {
     lowered.copies.push_back(tensor.contiguous());
     return lowered.copies.back();
   };
+  const auto column_numbers = [&](int operand) -> const void* {
+    if (operand < 0) return nullptr;
+    const at::Tensor& tensor = a.operands[operand];
+    return readable(tensor, tensor.is_contiguous()).const_data_ptr();
+  };
+  int64_t features = lowered.input.size(1);
   for (const LayerOps& ops : a.program.layers) {
     LayerSpec layer = spec_of(ops);
     LayerMemory memory;
-    const at::Tensor& given = a.operands[ops.weight];
-    const at::Tensor& weight =
-        readable(given, layer.is_norm() ? given.is_contiguous() : rows_are_contiguous(given));
-    layer.out_features = weight.size(0);
-    layer.in_features = layer.is_norm() ? layer.out_features : weight.size(1);
-    layer.weight_stride = layer.is_norm() ? 0 : weight.stride(0);
-    memory.weight = weight.const_data_ptr();
-    if (ops.bias >= 0) {
-      const at::Tensor& bias = a.operands[ops.bias];
-      memory.bias = readable(bias, bias.is_contiguous()).const_data_ptr();
+    layer.in_features = features;
+    if (layer.is_norm()) {
+      memory.weight = column_numbers(ops.weight);
+      if (ops.weight < 0 && has_weight(layer.norm)) {
+        lowered.copies.push_back(ones(features, a.input.options()));
+        memory.weight = lowered.copies.back().const_data_ptr();
+      }
+      memory.mean = const_cast<void*>(column_numbers(ops.mean));  // only read
+      memory.variance = const_cast<void*>(column_numbers(ops.variance));
+    } else {
+      const at::Tensor& given = a.operands[ops.weight];
+      const at::Tensor& weight = readable(given, rows_are_contiguous(given));
+      features = weight.size(0);
+      layer.weight_stride = weight.stride(0);
+      memory.weight = weight.const_data_ptr();
     }
+    layer.out_features = features;
+    memory.bias = column_numbers(ops.bias);
     if (ops.noise >= 0) memory.noise = a.operands[ops.noise].const_data_ptr();
     spec.layers.push_back(layer);
     lowered.memory.layers.push_back(memory);
@@ -89,15 +111,14 @@ void set_gradients(const Program& program, const Needs& needs, NetworkSpec& spec
   }
 }
 
-std::vector<int64_t> saved_weights(const Program& program, const Needs& needs) {
-  std::vector<int64_t> weights;
-  if (needs.empty()) return weights;
+std::vector<int64_t> saved_layers(const Program& program, const Needs& needs) {
+  if (needs.empty()) return {};
   NetworkSpec spec;
   for (const LayerOps& ops : program.layers) spec.layers.push_back(spec_of(ops));
   set_gradients(program, needs, spec);
   keep_for_gradients(spec);
-  for (const int64_t l : kept_layers(spec)) weights.push_back(program.layers[l].weight);
-  return weights;
+  const auto layers = kept_layers(spec);
+  return {layers.begin(), layers.end()};
 }
 
 }  // namespace fastmlp

@@ -28,8 +28,8 @@ Lowered lower(const Arguments& arguments);
 // Which gradients a network has, where these are needed.
 void set_gradients(const Program& program, const Needs& needs, NetworkSpec& spec);
 
-// The weights, by their places among the operands, whose out_features a row of what mlp_forward
-// saves is made of, with repetitions.
-std::vector<int64_t> saved_weights(const Program& program, const Needs& needs);
+// The layers whose out_features a row of what mlp_forward saves beside statistics is made of, with
+// repetitions.
+std::vector<int64_t> saved_layers(const Program& program, const Needs& needs);
 
 }  // namespace fastmlp

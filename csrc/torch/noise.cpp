@@ -30,13 +30,15 @@ Drawn draw_noise(const Arguments& a) {
     drawn.operands.push_back(operand);
     return drawn.program.operands++;
   };
-  for (const LayerOps& given : a.program.layers) {
-    const at::Tensor& weight = a.operands[given.weight];
+  for (int64_t l = 0; l < a.program.layers.size(); ++l) {
+    const LayerOps& given = a.program.layers[l];
     LayerOps layer = given;
-    layer.weight = take(weight);
-    if (given.bias >= 0) layer.bias = take(a.operands[given.bias]);
+    for (int* const operand : {&layer.weight, &layer.bias, &layer.mean, &layer.variance}) {
+      if (*operand >= 0) *operand = take(a.operands[*operand]);
+    }
     if (given.dropout > 0) {
-      const at::Tensor noise = backend.allocate({batch, weight.size(0)}, a.input.scalar_type());
+      const at::Tensor noise =
+          backend.allocate({batch, a.out_features(l)}, a.input.scalar_type());
       draw_noise(backend, dtype_of(a.input), given.dropout, noise.numel(),
                  noise.mutable_data_ptr());
       layer.noise = take(noise);

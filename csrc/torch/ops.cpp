@@ -12,8 +12,14 @@ TORCH_LIBRARY(fastmlp, m) {
   // The network that program, constants and operands are (network/program.h), differentiable.
   m.def("mlp(Tensor input, Tensor[] operands, int[] program, float[] constants) -> Tensor",
         {at::Tag::pt2_compliant_tag});
+  // … and what the batch norms in it have found: each layer's means, and its variances.
+  m.def(
+      "mlp_train(Tensor input, Tensor[] operands, int[] program, float[] constants)"
+      " -> (Tensor output, Tensor statistics)",
+      {at::Tag::pt2_compliant_tag});
   // Beneath autograd. needs: which of input, operands… will want a gradient, or an empty list for
-  // none; saved: one flat tensor of the activations that backward reads for them.
+  // none; saved: one flat tensor of the statistics, and of the activations that backward reads for
+  // these.
   m.def(
       "mlp_forward(Tensor input, Tensor[] operands, int[] program, float[] constants, bool[] needs)"
       " -> (Tensor output, Tensor saved)",
@@ -58,6 +64,17 @@ at::Tensor mlp(const at::Tensor& input, at::TensorList operands, at::IntArrayRef
   return op.call(input, operands, program, constants);
 }
 
+std::tuple<at::Tensor, at::Tensor> mlp_train(const at::Tensor& input, at::TensorList operands,
+                                             at::IntArrayRef program,
+                                             at::ArrayRef<double> constants) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastmlp::mlp_train", "")
+          .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, at::TensorList,
+                                                    at::IntArrayRef, at::ArrayRef<double>)>();
+  return op.call(input, operands, program, constants);
+}
+
 std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList operands,
                                                at::IntArrayRef program,
                                                at::ArrayRef<double> constants, const Needs& needs) {
@@ -90,7 +107,7 @@ struct Outputs {
   at::Tensor output, saved;
 };
 
-// `saved` is undefined where there are no needs.
+// `saved` is undefined where nothing is.
 Outputs run_forward(const Backend& backend, const Arguments& arguments, const Needs& needs) {
   Lowered lowered = lower(arguments);
   set_gradients(arguments.program, needs, lowered.spec);
@@ -100,10 +117,12 @@ Outputs run_forward(const Backend& backend, const Arguments& arguments, const Ne
   Outputs result{backend.allocate(sizes, dtype), {}};
   if (!needs.empty()) {
     keep_for_gradients(lowered.spec);
-    result.saved = backend.allocate({saved_elements(lowered.spec)}, dtype);
-    place_saved(lowered.spec, result.saved.mutable_data_ptr(), lowered.memory);
   } else {
     lowered.spec.layers.back().keeps_output = true;
+  }
+  if (const int64_t elements = saved_elements(lowered.spec); elements > 0 || !needs.empty()) {
+    result.saved = backend.allocate({elements}, dtype);
+    place_saved(lowered.spec, result.saved.mutable_data_ptr(), lowered.memory);
   }
   lowered.memory.layers.back().output = result.output.mutable_data_ptr();
   backend.forward(lowered.spec, lowered.memory);
@@ -164,7 +183,8 @@ std::vector<at::Tensor> backward_operator(const at::Tensor& grad_output, const a
   for (int64_t l = 0; l < spec.layers.size(); ++l) {
     const LayerOps& ops = program.layers[l];
     LayerMemory& memory = lowered.memory.layers[l];
-    memory.weight_gradient = allocate(1 + ops.weight, operands[ops.weight]);
+    if (ops.weight >= 0)
+      memory.weight_gradient = allocate(1 + ops.weight, operands[ops.weight]);
     if (ops.bias >= 0) memory.bias_gradient = allocate(1 + ops.bias, operands[ops.bias]);
   }
   backend.backward(spec, lowered.memory);
@@ -176,7 +196,23 @@ at::Tensor mlp_without_gradient(const at::Tensor& input, at::TensorList operands
   return std::get<0>(mlp_forward(input, operands, program, constants, {}));
 }
 
+std::tuple<at::Tensor, at::Tensor> mlp_train_without_gradient(const at::Tensor& input,
+                                                              at::TensorList operands,
+                                                              at::IntArrayRef program,
+                                                              at::ArrayRef<double> constants) {
+  auto [output, saved] = mlp_forward(input, operands, program, constants, {});
+  return {output, statistics({input, operands, decode(program, constants)}, saved)};
+}
+
 }  // namespace
+
+at::Tensor statistics(const Arguments& arguments, const at::Tensor& saved) {
+  int64_t elements = 0;
+  for (int64_t l = 0; l < arguments.program.layers.size(); ++l) {
+    if (arguments.program.layers[l].norm == Norm::batch) elements += 2 * arguments.out_features(l);
+  }
+  return saved.narrow(0, 0, elements);
+}
 
 at::Tensor infer(const Arguments& arguments) {
   return run_forward(check(arguments), arguments, {}).output;
@@ -191,4 +227,5 @@ TORCH_LIBRARY_IMPL(fastmlp, CPU, m) {
 
 TORCH_LIBRARY_IMPL(fastmlp, CompositeExplicitAutograd, m) {
   m.impl("mlp", fastmlp::mlp_without_gradient);
+  m.impl("mlp_train", fastmlp::mlp_train_without_gradient);
 }

@@ -14,6 +14,11 @@ namespace fastmlp {
 at::Tensor mlp(const at::Tensor& input, at::TensorList operands, at::IntArrayRef program,
                at::ArrayRef<double> constants);
 
+// output, statistics
+std::tuple<at::Tensor, at::Tensor> mlp_train(const at::Tensor& input, at::TensorList operands,
+                                             at::IntArrayRef program,
+                                             at::ArrayRef<double> constants);
+
 std::tuple<at::Tensor, at::Tensor> mlp_forward(const at::Tensor& input, at::TensorList operands,
                                                at::IntArrayRef program,
                                                at::ArrayRef<double> constants, const Needs& needs);
@@ -23,6 +28,9 @@ std::vector<at::Tensor> mlp_backward(const at::Tensor& grad_output, const at::Te
                                      const at::Tensor& saved, at::IntArrayRef program,
                                      at::ArrayRef<double> constants, const Needs& foreseen,
                                      const Needs& needs);
+
+// The statistics that mlp_forward has saved for such a network.
+at::Tensor statistics(const Arguments& arguments, const at::Tensor& saved);
 
 // mlp() without gradients and past the dispatcher, whose lists cost more than a small network: for
 // plain tensors where no mode is active.

@@ -27,6 +27,36 @@ at::Tensor activate(const ActivationInfo& info, const double* parameters, const 
   return stack.front().toTensor();
 }
 
+// What a layer's activation is given.
+at::Tensor sums(const Arguments& a, const LayerOps& layer, const at::Tensor& x) {
+  using Optional = std::optional<at::Tensor>;
+  const auto operand = [&](int place) {
+    return place >= 0 ? Optional(a.operands[place]) : std::nullopt;
+  };
+  const Optional weight = operand(layer.weight), bias = operand(layer.bias);
+  switch (layer.norm) {
+    case Norm::none:
+      return at::linear(x, *weight, bias);
+    case Norm::layer:
+      return at::layer_norm(x, {x.size(-1)}, weight, bias, layer.eps);
+    case Norm::rms: {
+      const at::Tensor y = at::rms_norm(x, {x.size(-1)}, weight, layer.eps);
+      return bias ? y + *bias : y;
+    }
+    case Norm::batch:
+    case Norm::fixed:
+      return at::batch_norm(x, weight, bias, operand(layer.mean), operand(layer.variance),
+                            layer.norm == Norm::batch, 0, layer.eps, false);
+    case Norm::softmax:
+      return at::softmax(x, -1);
+    case Norm::log_softmax:
+      return at::log_softmax(x, -1);
+    case Norm::pass:
+      return x;
+  }
+  TORCH_INTERNAL_ASSERT(false, "a norm without its operation");
+}
+
 }  // namespace
 
 at::Tensor plain(const Arguments& a) {
@@ -34,14 +64,7 @@ at::Tensor plain(const Arguments& a) {
   std::vector<at::Tensor> inputs;
   for (const LayerOps& layer : a.program.layers) {
     inputs.push_back(x);
-    const at::Tensor& weight = a.operands[layer.weight];
-    const auto bias =
-        layer.bias >= 0 ? std::optional<at::Tensor>(a.operands[layer.bias]) : std::nullopt;
-    at::Tensor y = layer.norm == Norm::none ? at::linear(x, weight, bias)
-                   : layer.norm == Norm::layer
-                       ? at::layer_norm(x, {weight.size(0)}, weight, bias, layer.eps)
-                       : at::rms_norm(x, {weight.size(0)}, weight, layer.eps);
-    if (layer.norm == Norm::rms && bias) y = y + *bias;
+    at::Tensor y = sums(a, layer, x);
     if (layer.activation != 0) y = activate(activations()[layer.activation], layer.parameters, y);
     if (layer.noise >= 0) y = y * a.operands[layer.noise];
     x = layer.skip > 0 ? y + inputs[inputs.size() - layer.skip] : y;

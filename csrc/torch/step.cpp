@@ -161,7 +161,8 @@ void* state_of(const at::Tensor& state, const at::Tensor& parameter) {
 
 // All the memory that a step writes or keeps between its writes. Parameters are written in place,
 // while the passes still read others.
-Spans parameter_memory(at::TensorList operands, const ParameterUpdates& updates) {
+Spans parameter_memory(at::TensorList operands, const ParameterUpdates& updates,
+                       const Averages& averages) {
   Spans spans;
   c10::SmallVector<bool, 32> trained(operands.size(), false);
   for (const ParameterUpdate& one : updates) {
@@ -173,6 +174,10 @@ Spans parameter_memory(at::TensorList operands, const ParameterUpdates& updates)
     spans.add(parameter, true);
     for (const at::Tensor& state : one.states) spans.add(state, true);
     for (const at::Tensor& scalar : one.scalars) spans.add(scalar, true);
+  }
+  for (const RunningAverage& one : averages) {
+    spans.add(one.mean, true);
+    spans.add(one.variance, true);
   }
   for (size_t i = 0; i < operands.size(); ++i) {
     if (!trained[i]) spans.add(operands[i], false);
@@ -187,16 +192,18 @@ Spans parameter_memory(at::TensorList operands, const ParameterUpdates& updates)
 // Some steps of a network: what is told to the backend, and what belongs to it here.
 class Training {
  public:
-  Training(const Arguments& arguments, ParameterUpdates& updates, double max_grad_norm,
-           bool is_alone)
+  Training(const Arguments& arguments, ParameterUpdates& updates, const Averages& averages,
+           double max_grad_norm, bool is_alone)
       : arguments_(arguments),
         updates_(updates),
+        averages_(averages),
         backend_(*backend_of(arguments.input.device().type())),
         lowered_(lower(arguments)) {
     step_.network = lowered_.spec;
     step_.memory = lowered_.memory;
     step_.max_grad_norm = max_grad_norm;
     step_.is_alone = is_alone;
+    for (const RunningAverage& one : averages) step_.averages.push_back(one.lowered());
     const Program& program = arguments.program;
     for (int64_t l = 0; l < program.layers.size(); ++l)
       step_.network.layers[l].noise = program.layers[l].dropout > 0;
@@ -219,6 +226,7 @@ class Training {
   // What the steps have changed is told to autograd.
   ~Training() {
     if (!has_stepped_) return;
+    for (const RunningAverage& one : averages_) one.bump_versions();
     for (const ParameterUpdate& one : updates_) {
       const at::Tensor& parameter = arguments_.operands[one.operand];
       if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
@@ -242,6 +250,8 @@ class Training {
           : training(training), next_batch(next), when_done(done) {}
       bool next(StepBatch& batch) override {
         if (!next_batch(batch)) return false;
+        check_rows(training.arguments_.program, batch.rows,
+                   training.lowered_.spec.layers[0].in_features);
         training.draw(batch);
         return true;
       }
@@ -274,6 +284,7 @@ class Training {
 
   const Arguments& arguments_;
   ParameterUpdates& updates_;
+  const Averages& averages_;
   const Backend& backend_;
   const Lowered lowered_;
   StepArguments step_;
@@ -283,7 +294,7 @@ class Training {
 
 at::DimVector output_sizes(const Arguments& arguments) {
   at::DimVector sizes(arguments.input.sizes());
-  sizes.back() = arguments.weight(arguments.program.layers.size() - 1).size(0);
+  sizes.back() = arguments.out_features(arguments.program.layers.size() - 1);
   return sizes;
 }
 
@@ -421,15 +432,16 @@ class Feed {
 
 void check_loss(const LossArguments& loss) { begin_loss(loss, loss.kind); }
 
-void check_parameters(at::TensorList operands, const ParameterUpdates& updates) {
-  parameter_memory(operands, updates);
+void check_parameters(at::TensorList operands, const ParameterUpdates& updates,
+                      const Averages& averages) {
+  parameter_memory(operands, updates, averages);
 }
 
 StepResult train_step(const Arguments& arguments, const at::Tensor& target,
                       const LossArguments& loss_arguments, ParameterUpdates& updates,
-                      double max_grad_norm) {
+                      const Averages& averages, double max_grad_norm) {
   check_undrawn(arguments);
-  const Spans memory = parameter_memory(arguments.operands, updates);
+  const Spans memory = parameter_memory(arguments.operands, updates, averages);
   // The loss's operands have been read when the first parameter is written; the input is read till
   // the last.
   const at::Tensor input =
@@ -444,7 +456,7 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
   take_operands(loss_arguments, sizes, dtype, loss, operands);
   StepResult result;
   result.loss = at::empty({}, input.options());  // before anything is modified
-  Training training(apart, updates, max_grad_norm, false);
+  Training training(apart, updates, averages, max_grad_norm, false);
   bool is_first = true;
   training.run(
       [&](StepBatch& batch) {
@@ -469,8 +481,8 @@ StepResult train_step(const Arguments& arguments, const at::Tensor& target,
 int64_t Batches::count() const { return (order.numel() + size - 1) / size; }
 
 void train_steps(const Arguments& arguments, const Batches& given, const LossArguments& loss,
-                 ParameterUpdates& updates, double max_grad_norm, double* losses_out,
-                 int64_t* correct, int64_t& done) {
+                 ParameterUpdates& updates, const Averages& averages, double max_grad_norm,
+                 double* losses_out, int64_t* correct, int64_t& done) {
   Batches batches = given;
   batches.inputs = materialized("inputs", given.inputs);
   TORCH_CHECK(batches.inputs.dim() == 2 &&
@@ -492,7 +504,7 @@ void train_steps(const Arguments& arguments, const Batches& given, const LossArg
   for (int64_t i = 0; i < batches.order.numel(); ++i)
     TORCH_CHECK_INDEX(order[i] >= 0 && order[i] < rows, "row ", order[i], " is out of bounds");
   check_undrawn(arguments);
-  const Spans memory = parameter_memory(arguments.operands, updates);
+  const Spans memory = parameter_memory(arguments.operands, updates, averages);
   const auto is_apart = [&](const std::optional<at::Tensor>& tensor) {
     return !tensor || !memory.meets(*tensor);
   };
@@ -500,7 +512,7 @@ void train_steps(const Arguments& arguments, const Batches& given, const LossArg
   const bool is_alone = is_apart(batches.inputs) && is_apart(batches.targets) &&
                         std::all_of(std::begin(loss.operands), std::end(loss.operands), is_apart);
   const at::ScalarType dtype = batches.buffer.scalar_type();
-  Training training(arguments, updates, max_grad_norm, is_alone);
+  Training training(arguments, updates, averages, max_grad_norm, is_alone);
   Feed feed(batches, loss, training, is_alone);
   done = 0;
   training.run(

@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "torch/averages.h"
 #include "torch/check.h"
 
 namespace fastmlp {
@@ -34,13 +35,15 @@ struct StepResult {
 
 // Each throws what a step would, whatever its batch.
 void check_loss(const LossArguments& loss);
-void check_parameters(at::TensorList operands, const ParameterUpdates& updates);
+void check_parameters(at::TensorList operands, const ParameterUpdates& updates,
+                      const Averages& averages);
 
 // Modifies the parameters and their optimizer's state in place and counts up their versions; the
 // scalars, in `updates` alone. Throws before it has modified anything, also where two of these
 // share memory. Any other operand may: the numbers are those of before the step. Dropout is drawn.
 StepResult train_step(const Arguments& arguments, const at::Tensor& target,
-                      const LossArguments& loss, ParameterUpdates& updates, double max_grad_norm);
+                      const LossArguments& loss, ParameterUpdates& updates,
+                      const Averages& averages, double max_grad_norm);
 
 // Rows of a data set in the order in which they are visited.
 struct Batches {
@@ -58,7 +61,7 @@ struct Batches {
 // and right predictions; `done` counts the finished steps even where one throws. `updates` move on
 // with the steps.
 void train_steps(const Arguments& arguments, const Batches& batches, const LossArguments& loss,
-                 ParameterUpdates& updates, double max_grad_norm, double* losses, int64_t* correct,
-                 int64_t& done);
+                 ParameterUpdates& updates, const Averages& averages, double max_grad_norm,
+                 double* losses, int64_t* correct, int64_t& done);
 
 }  // namespace fastmlp

@@ -1194,9 +1194,9 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
             nn.Sequential(nn.Identity()), optimizer=lambda m: SGD([torch.zeros(1)], 0.1)
         ),
     ),
-    "two-activations": (
-        ValueError, "does not follow a linear layer",
-        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Tanh())),
+    "inplace-dropout": (
+        ValueError, "module 1 works in place",
+        lambda: build(nn.Sequential(nn.Linear(4, 3), nn.Dropout(inplace=True))),
     ),
     "forward-hook": (
         ValueError, "module 2 has a hook",

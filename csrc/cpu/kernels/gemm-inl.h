@@ -242,57 +242,6 @@ void dot_tile(int64_t k, const T* a, int64_t a_stride, const T* b, int64_t b_str
   }
 }
 
-// Pairwise summation (Higham 1993): the error grows with log(rows) instead of rows. Halving at
-// multiples of 32 rows keeps the order of the sums a function of the number of rows alone.
-template <typename T, typename... Mask>
-FASTMLP_INLINE typename Vec<T>::Reg short_column_sum(int64_t rows, const T* a, int64_t stride,
-                                                     Mask... mask) {
-  using V = Vec<T>;
-  // Four sums of their own, so that the processor adds them side by side.
-  typename V::Reg sum[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    FASTMLP_UNROLL
-    for (int s = 0; s < 4; ++s) sum[s] = V::add(sum[s], V::load(a + (i + s) * stride, mask...));
-  }
-  for (; i < rows; ++i) sum[0] = V::add(sum[0], V::load(a + i * stride, mask...));
-  return V::add(V::add(sum[0], sum[1]), V::add(sum[2], sum[3]));
-}
-
-// Of some columns at a time, so that the lines of a are read in runs: each vector of columns for
-// itself through all rows took 5 % of forward+backward of 128-128 at batch 4096.
-constexpr int kColumnVectors = 16;
-
-template <typename T>
-void column_sums_of_few(int64_t rows, int64_t n, const T* a, int64_t stride, T* out) {
-  using V = Vec<T>;
-  constexpr int64_t run = 32;
-  const auto each = [n](const auto& sum) FASTMLP_INLINED {
-    int64_t j = 0;
-    for (; j + V::width <= n; j += V::width) sum(j);
-    if (j < n) sum(j, V::first(n - j));
-  };
-  if (rows <= run) {
-    return each([&](int64_t j, auto... mask) FASTMLP_INLINED {
-      V::store(out + j, short_column_sum<T>(rows, a + j, stride, mask...), mask...);
-    });
-  }
-  const int64_t half = (rows / 2 + run - 1) / run * run;
-  T rest[kColumnVectors * V::width];
-  column_sums_of_few<T>(half, n, a, stride, out);
-  column_sums_of_few<T>(rows - half, n, a + half * stride, stride, rest);
-  each([&](int64_t j, auto... mask) FASTMLP_INLINED {
-    V::store(out + j, V::add(V::load(out + j, mask...), V::load(rest + j, mask...)), mask...);
-  });
-}
-
-template <typename T>
-void column_sums(int64_t rows, int64_t n, const T* a, int64_t stride, T* out) {
-  constexpr int64_t few = kColumnVectors * Vec<T>::width;
-  for (int64_t j = 0; j < n; j += few)
-    column_sums_of_few<T>(rows, n - j < few ? n - j : few, a + j, stride, out + j);
-}
-
 template <typename T>
 T multiply_add(int64_t steps) {
   using V = Vec<T>;

@@ -12,6 +12,7 @@ using Reg = typename Vec<T>::Reg;
 #include "cpu/kernels/elementwise-inl.h"
 #include "cpu/kernels/training-inl.h"
 // … and all else.
+#include "cpu/kernels/columns-inl.h"
 #include "cpu/kernels/convert-inl.h"
 #include "cpu/kernels/gemm-inl.h"
 #include "cpu/kernels/mersenne-inl.h"

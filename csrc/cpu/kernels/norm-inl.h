@@ -133,3 +133,52 @@ void norm_backward(int64_t rows, int64_t n, const T* x, int64_t x_stride, const 
     dx += n;
   }
 }
+
+// z = softmax(x), or its logarithm.
+template <typename T, bool is_log>
+void softmax_rows(int64_t rows, int64_t n, const T* x, int64_t x_stride, const T*, double, T* z) {
+  using V = Vec<T>;
+  constexpr int64_t kRows = 64;
+  T maximum[kRows], sum[kRows];
+  if (n == 0) return;
+  const int64_t together = x_stride == n ? kRows : 1;
+  for (int64_t i = 0; i < rows; i += together) {
+    const int64_t some = rows - i < together ? rows - i : together;
+    softmax<T>(some, n, x + i * x_stride, z + i * n, maximum, sum);
+    if (!is_log) continue;
+    for (int64_t r = 0; r < some; ++r) {
+      const T* const from = x + (i + r) * x_stride;
+      T* const to = z + (i + r) * n;
+      const auto most = V::set1(maximum[r]), logarithm = V::set1(std::log(sum[r]));
+      for (int64_t j = 0; j < n; j += V::width) {
+        const auto mask = V::first(n - j < V::width ? n - j : V::width);
+        V::store(to + j, V::sub(V::sub(V::load(from + j, mask), most), logarithm), mask);
+      }
+    }
+  }
+}
+
+// With p = softmax(x): dx = p · (dz - sum of dz · p), of the logarithm dz - p · sum of dz.
+template <typename T, bool is_log>
+void softmax_backward(int64_t rows, int64_t n, const T* x, int64_t x_stride, const T*, double,
+                      const T* dz, int64_t dz_stride, T* dx, T*) {
+  using V = Vec<T>;
+  if (!dx || n == 0) return;
+  for (int64_t i = 0; i < rows; ++i, x += x_stride, dz += dz_stride, dx += n) {
+    T maximum, total, sums[1];
+    softmax<T>(1, n, x, dx, &maximum, &total);
+    row_sums<T, 1>(
+        n,
+        [&](int64_t j, auto& found, auto... mask) FASTMLP_INLINED {
+          const auto g = V::load(dz + j, mask...);  // zero beyond the row
+          found[0] = is_log ? g : inside<T>(V::mul(g, V::load(dx + j, mask...)), mask...);
+        },
+        sums);
+    const auto sum = V::set1(sums[0]);
+    for (int64_t j = 0; j < n; j += V::width) {
+      const auto mask = V::first(n - j < V::width ? n - j : V::width);
+      const auto g = V::load(dz + j, mask), p = V::load(dx + j, mask);
+      V::store(dx + j, is_log ? V::sub(g, V::mul(p, sum)) : V::mul(p, V::sub(g, sum)), mask);
+    }
+  }
+}

@@ -75,8 +75,17 @@ Kernels<T> make_kernels(const char* isa) {
   fill_activations(table, Activations());
   table.norm[static_cast<int>(Norm::layer)] = norm<T, true>;
   table.norm[static_cast<int>(Norm::rms)] = norm<T, false>;
+  table.norm[static_cast<int>(Norm::softmax)] = softmax_rows<T, false>;
+  table.norm[static_cast<int>(Norm::log_softmax)] = softmax_rows<T, true>;
   table.norm_backward[static_cast<int>(Norm::layer)] = norm_backward<T, true>;
   table.norm_backward[static_cast<int>(Norm::rms)] = norm_backward<T, false>;
+  table.norm_backward[static_cast<int>(Norm::softmax)] = softmax_backward<T, false>;
+  table.norm_backward[static_cast<int>(Norm::log_softmax)] = softmax_backward<T, true>;
+  table.column_statistics = column_statistics<T>;
+  table.column_factors = column_factors<T>;
+  table.center = center<T>;
+  table.column_products = column_products<T>;
+  table.center_backward = center_backward<T>;
   fill_losses(table, Losses());
   fill_optimizers(table, Optimizers());
   table.outer_product = outer_product<T>;

@@ -44,11 +44,11 @@ struct Kernels {
   using ActivateBackward = void (*)(int64_t rows, int64_t n, const T* incoming,
                                     int64_t incoming_stride, const T* saved, int64_t saved_stride,
                                     T* grad, int64_t grad_stride, const double* parameters);
-  // z[rows, n] = the norm of x · weight; n elements from row to row of z.
+  // z[rows, n] = the norm of x · weight, where it has one; n elements from row to row of z.
   using NormRows = void (*)(int64_t rows, int64_t n, const T* x, int64_t x_stride, const T* weight,
                             double eps, T* z);
-  // From dz its gradient of x (null: not wanted), and the terms of the weight's, whose sums over
-  // the rows it is; n elements from row to row of both.
+  // From dz its gradient of x (null: not wanted), and the terms of the weight's, where it has one,
+  // whose sums over the rows it is; n elements from row to row of both.
   using NormBackward = void (*)(int64_t rows, int64_t n, const T* x, int64_t x_stride,
                                 const T* weight, double eps, const T* dz, int64_t dz_stride, T* dx,
                                 T* terms);
@@ -66,8 +66,25 @@ struct Kernels {
                         int64_t c_stride, bool accumulate, T scale);
   Activate activate[kMostActivations];
   ActivateBackward activate_backward[kMostActivations];
-  NormRows norm[kNorms];  // [0] is null
+  NormRows norm[kNorms];  // null of those by columns
   NormBackward norm_backward[kNorms];
+  // Of each column of x[rows, n], the mean and the variance.
+  void (*column_statistics)(int64_t rows, int64_t n, const T* x, int64_t stride, T* mean,
+                            T* variance);
+  // factor[n] = weight / sqrt(variance + eps), and inverse[n] = 1 / sqrt(variance + eps).
+  void (*column_factors)(int64_t n, const T* weight, const T* variance, double eps, T* factor,
+                         T* inverse);
+  // z[rows, n] = (x - mean[n]) · factor[n] (both null: x).
+  void (*center)(int64_t rows, int64_t n, const T* x, int64_t x_stride, const T* mean,
+                 const T* factor, T* z, int64_t z_stride);
+  // sums[n] = the sums of dz over the rows, products[n] = those of dz · (x - mean).
+  void (*column_products)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
+                          int64_t x_stride, const T* mean, T* sums, T* products);
+  // dx[rows, n] = (dz - offset[n] - (x - mean[n]) · slope[n]) · factor[n]; offset and slope null:
+  // without both.
+  void (*center_backward)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
+                          int64_t x_stride, const T* mean, const T* offset, const T* slope,
+                          const T* factor, T* dx, int64_t dx_stride);
   // Rows begin … end - 1, 64 at most: their gradients are written, the sum of their losses
   // returned.
   LossRows loss[kMostLosses];

@@ -38,7 +38,11 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     const bool passes = needs_input_gradient(l) && !is_norm;
     if (is_norm) {
       cost += 2 * norm_cost(batch, n);
-      terms_ = std::max(terms_, aligned<T>(batch * n));
+      if (is_by_columns(layer(l).norm)) {
+        columns_ = std::max(columns_, aligned<T>(n));
+      } else {
+        terms_ = std::max(terms_, aligned<T>(batch * n));
+      }
     }
     if (trains) cost += product_cost(n, k, batch);
     if (passes) cost += product_cost(batch, k, n);
@@ -96,6 +100,8 @@ struct BackwardPlan<T>::Run {
   // What the weight's gradient of a norm sums up; of two layers in turns, as one is read while the
   // other is written.
   T* const terms;
+  // Of a norm by columns; each member's own.
+  T* const columns;
   T* const buffers;
   PanelWeight<T>* panels = nullptr;  // where the first layer's weight is updated in them
 
@@ -108,7 +114,8 @@ struct BackwardPlan<T>::Run {
         scratch(workspace),
         skipped(scratch + kScratches * plan.scratch_),
         terms(skipped + plan.skipped_elements_),
-        buffers(terms + 2 * plan.terms_) {
+        columns(terms + 2 * plan.terms_),
+        buffers(columns + kColumns * plan.columns_) {
     if (looks) first.input().place(buffers + plan.buffers_.elements(plan.threads_));
     if (plan.skips_background_ && plan.layer(0).weight_gradient == Gradient::added)
       panels = first.panel_weight();
@@ -205,6 +212,7 @@ struct BackwardPlan<T>::Run {
   template <typename Stages>
   void compute_parameters(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.layer(l);
+    if (is_by_columns(layer.norm)) return;  // done with its input's
     const Update* const u =
         layer.weight_gradient == Gradient::written ? memory.layers[l].weight_update : nullptr;
     const int64_t k = layer.in_features;
@@ -296,6 +304,10 @@ struct BackwardPlan<T>::Run {
       if (below) through_activation(l - 1, rows, columns, dy, n, at, grad + at);
     };
     const T* const weight = static_cast<const T*>(memory.layers[l].weight);
+    if (is_by_columns(layer.norm)) {
+      stages.run([&](Member member) { compute_columns(l, member, grad, epilogue); });
+      return;
+    }
     if (layer.is_norm()) {
       stages.run([&](Member member) {
         const int64_t batch = plan.spec_.head.batch, end = member.end(batch);
@@ -313,6 +325,63 @@ struct BackwardPlan<T>::Run {
     }
     plan.buffers_.compute(stages, plan.input_products_[l - plan.first_],
                           {grad_sums(l), weight, grad}, buffers, epilogue);
+  }
+
+  // A norm by columns: of this member's columns, the gradients of weight and bias and what becomes
+  // of them, which nobody else reads, and dx. With h = (x - mean) · inverse, the inverse deviation:
+  // dx = factor · (dz - mean of dz - h · mean of dz·h), where the statistics are those of the batch,
+  // else factor · dz.
+  template <typename Epilogue>
+  void compute_columns(int64_t l, Member member, T* grad, const Epilogue& epilogue) const {
+    const LayerSpec& layer = plan.layer(l);
+    const LayerMemory& operands = memory.layers[l];
+    const int64_t n = layer.out_features, batch = plan.spec_.head.batch;
+    const auto [begin, end] = member.vectors(n, plan.kernels_.width);
+    const int64_t count = end - begin, stride = input_stride(l), dz_stride = plan.grad_stride(l);
+    if (count <= 0) return;
+    const T* const dz = grad_sums(l) + begin;
+    const T *x = nullptr, *mean = nullptr, *factor = nullptr, *offset = nullptr, *slope = nullptr;
+    if (has_weight(layer.norm)) {
+      const auto of_columns = [&](int i) { return columns + i * plan.columns_ + begin; };
+      T *const scale = of_columns(0), *const inverse = of_columns(1), *const sums = of_columns(2),
+               *const products = of_columns(3);
+      plan.kernels_.column_factors(count, static_cast<const T*>(operands.weight) + begin,
+                                   static_cast<const T*>(operands.variance) + begin, layer.eps,
+                                   scale, inverse);
+      factor = scale;
+      const bool is_batch = layer.norm == Norm::batch;
+      if (is_batch || layer.weight_gradient != Gradient::none) {
+        x = input(l) + begin;
+        mean = static_cast<const T*>(operands.mean) + begin;
+        plan.kernels_.column_products(batch, count, dz, dz_stride, x, stride, mean, sums, products);
+      } else if (layer.bias_gradient != Gradient::none) {
+        plan.kernels_.column_sums(batch, count, dz, dz_stride, sums);
+      }
+      if (layer.weight_gradient != Gradient::none) {
+        T* const to = static_cast<T*>(operands.weight_gradient) + begin;
+        for (int64_t j = 0; j < count; ++j) to[j] = products[j] * inverse[j];
+        if (operands.weight_update) update(*operands.weight_update, begin, 1, count, n);
+      }
+      if (layer.bias_gradient != Gradient::none) {
+        std::copy(sums, sums + count, static_cast<T*>(operands.bias_gradient) + begin);
+        update_bias(l, begin, end);
+      }
+      if (is_batch) {
+        for (int64_t j = 0; j < count; ++j) {
+          sums[j] /= static_cast<T>(batch);
+          products[j] *= inverse[j] * inverse[j] / static_cast<T>(batch);
+        }
+        offset = sums, slope = products;
+      }
+    }
+    if (!grad) return;
+    for (int64_t i = 0; i < batch; i += kNormRows) {
+      const int64_t rows = std::min(kNormRows, batch - i);
+      plan.kernels_.center_backward(rows, count, dz + i * dz_stride, dz_stride,
+                                    x ? x + i * stride : x, stride, mean, offset, slope, factor,
+                                    grad + i * n + begin, n);
+      epilogue(i, rows, begin, count);
+    }
   }
 };
 

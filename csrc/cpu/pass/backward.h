@@ -25,7 +25,8 @@ class BackwardPlan {
   // As of ForwardPlan.
   int64_t workspace_elements() const {
     if (blocks_) return threads_ * blocks_.elements() + gradient_elements();
-    return kScratches * scratch_ + skipped_elements_ + 2 * terms_ + buffers_.elements(threads_);
+    return kScratches * scratch_ + skipped_elements_ + 2 * terms_ + kColumns * columns_ +
+           buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
   void run(const NetworkMemory& memory, FirstLayer<T>& first, bool has_looked, T* workspace) const;
@@ -68,6 +69,8 @@ class BackwardPlan {
 
   // dz of three layers at once: one is written and one read for dx, the one above read for dW.
   static constexpr int64_t kScratches = 3;
+  // Of a norm by columns: what they are multiplied by, the inverse deviations, both sums.
+  static constexpr int64_t kColumns = 4;
 
   const NetworkSpec spec_;
   const Machine<T> machine_;
@@ -77,9 +80,9 @@ class BackwardPlan {
   InlineVector<Product<T>, 4> weight_products_, input_products_;  // [layer - first_]
   SparsePlan<T> sparse_;  // of the first layer's weight gradient
   BufferPlan<T> buffers_;
-  // Elements of one of the buffers for dz, for dy of residual layers, and for the terms of norms'
-  // gradients.
-  int64_t scratch_ = 0, skipped_elements_ = 0, terms_ = 0;
+  // Elements of one of the buffers for dz, for dy of residual layers, for the terms of norms'
+  // gradients, and for a number of each column.
+  int64_t scratch_ = 0, skipped_elements_ = 0, terms_ = 0, columns_ = 0;
   int threads_ = 1;
   bool uses_library_ = false;
   BlockPlans<BackwardPlan> blocks_;  // where the batch is cut

@@ -34,6 +34,7 @@ struct Blocks {
     for (const LayerSpec& layer : spec.layers) {
       // A sum of gradients is not added to a weight part by part. (Smaller batches are.)
       if (layer.weight_gradient == Gradient::added) return {};
+      if (layer.norm == Norm::batch) return {};  // whose rows are not apart
       parameters += layer.weight_elements() + layer.out_features;
     }
     // Every block has gradients of its own.

@@ -1,6 +1,7 @@
 #include "cpu/pass/forward.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace fastmlp::cpu {
 
@@ -30,6 +31,9 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     buffers_.add_product(products_.back());
     uses_library_ = uses_library_ || products_.back().is_by_library();
     stride = layer.out_features;
+    factors_of_.push_back(factor_elements_);
+    if (is_by_columns(layer.norm) && has_weight(layer.norm))
+      factor_elements_ += 2 * aligned<T>(layer.out_features);
   }
   place_outputs();
   threads_ = team_size(cost, machine);
@@ -38,19 +42,20 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
 }
 
 // An output is read by the next layer, and once more where it is added to that of a later one: its
-// buffer is free from then on.
+// buffer is free from then on. A layer that follows is written while its leader is.
 template <typename T>
 void ForwardPlan<T>::place_outputs() {
   const int64_t count = spec_.layers.size();
   InlineVector<int64_t, 8> last_reader;  // of each buffer
-  for (int64_t l = 0; l < count; ++l) {
+  for (int64_t l = 0, leader = 0; l < count; ++l) {
+    if (!follows(l)) leader = l;
     int64_t reader = l + 1;
     for (int64_t above = l + 2; above < count; ++above) {
       const LayerSpec& layer = spec_.layers[above];
       if (layer.skip > 0 && layer.skip_from(above) == l + 1) reader = above;
     }
     int buffer = 0;
-    while (buffer < last_reader.size() && last_reader[buffer] >= l) ++buffer;
+    while (buffer < last_reader.size() && last_reader[buffer] >= leader) ++buffer;
     if (buffer == last_reader.size()) last_reader.push_back(0);
     last_reader[buffer] = reader;
     buffer_of_.push_back(buffer);
@@ -64,7 +69,7 @@ struct ForwardPlan<T>::Run {
   const ForwardPlan& plan;
   const NetworkMemory& memory;
   FirstLayer<T>& first;
-  T* buffers;
+  T *factors, *buffers;
   struct Sums {
     T *sums, *activated, *output;  // the caller's, or scratch
   };
@@ -74,9 +79,11 @@ struct ForwardPlan<T>::Run {
       : plan(plan),
         memory(memory),
         first(first),
-        buffers(workspace + plan.buffer_count_ * plan.scratch_) {
+        factors(workspace + plan.buffer_count_ * plan.scratch_),
+        buffers(factors + plan.factor_elements_) {
     for (int64_t l = 0; l < plan.spec_.layers.size(); ++l) {
       const LayerMemory& layer = memory.layers[l];
+      if (plan.spec_.layers[l].norm == Norm::fixed) find_factors(l, 0, features(l));
       T* const output = layer.output ? static_cast<T*>(layer.output)
                                      : workspace + plan.buffer_of_[l] * plan.scratch_;
       T* const activated = layer.activated ? static_cast<T*>(layer.activated) : output;
@@ -105,9 +112,12 @@ struct ForwardPlan<T>::Run {
       stages.wait();
     }
     for (int64_t l = 0; l < plan.products_.size(); ++l) {
+      if (plan.follows(l)) continue;
       if (l > 0) stages.wait();
       if (l == 0 && first.is_sparse()) {
         stages.run([&](Member member) { compute_sparse(member); });
+      } else if (is_by_columns(plan.spec_.layers[l].norm)) {
+        stages.run([&](Member member) { compute_columns(l, member); });
       } else if (plan.spec_.layers[l].is_norm()) {
         stages.run([&](Member member) { compute_norm(l, member); });
       } else {
@@ -142,6 +152,50 @@ struct ForwardPlan<T>::Run {
     }
   }
 
+  int64_t features(int64_t l) const { return plan.spec_.layers[l].out_features; }
+  T* factor(int64_t l) const {
+    return has_weight(plan.spec_.layers[l].norm) ? factors + plan.factors_of_[l] : nullptr;
+  }
+
+  // Of columns begin … end - 1 of a norm by columns.
+  void find_factors(int64_t l, int64_t begin, int64_t end) const {
+    const LayerMemory& operands = memory.layers[l];
+    T* const to = factor(l) + begin;
+    plan.kernels_.column_factors(end - begin, static_cast<const T*>(operands.weight) + begin,
+                                 static_cast<const T*>(operands.variance) + begin,
+                                 plan.spec_.layers[l].eps, to,
+                                 to + aligned<T>(features(l)));
+  }
+
+  // Where the statistics are those of the batch, a member has columns of its own; else rows.
+  void compute_columns(int64_t l, Member member) const {
+    const int64_t n = features(l), batch = plan.spec_.head.batch;
+    int64_t first = member.begin(batch), last = member.end(batch), begin = 0, end = n;
+    if (plan.spec_.layers[l].norm == Norm::batch) {
+      std::tie(begin, end) = member.vectors(n, plan.kernels_.width);
+      if (begin >= end) return;
+      first = 0, last = batch;
+      const LayerMemory& operands = memory.layers[l];
+      plan.kernels_.column_statistics(batch, end - begin, input(l) + begin, input_stride(l),
+                                      static_cast<T*>(operands.mean) + begin,
+                                      static_cast<T*>(operands.variance) + begin);
+      find_factors(l, begin, end);
+    }
+    for (int64_t i = first; i < last; i += kNormRows)
+      center(l, std::min(kNormRows, last - i), end - begin, i, begin);
+  }
+
+  // A piece of a norm by columns, whose first element is in row i and column j, to the output.
+  void center(int64_t l, int64_t rows, int64_t columns, int64_t i, int64_t j) const {
+    const LayerMemory& operands = memory.layers[l];
+    const int64_t n = features(l), stride = input_stride(l);
+    const T *const mean = static_cast<const T*>(operands.mean), *const scale = factor(l),
+            *const bias = static_cast<const T*>(operands.bias);
+    plan.kernels_.center(rows, columns, input(l) + i * stride + j, stride, mean ? mean + j : mean,
+                         scale ? scale + j : scale, layers[l].sums + i * n + j, n);
+    finish(l, rows, columns, n, i, j, bias ? bias + j : bias);
+  }
+
   template <typename Stages>
   void compute(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.spec_.layers[l];
@@ -165,8 +219,14 @@ struct ForwardPlan<T>::Run {
         });
   }
 
-  // The epilogue, from a piece of the sums to the output, where row i and column j are its first.
+  // The epilogue, from a piece of the sums to the output, where row i and column j are its first;
+  // and to that of the next layer, where that follows.
   void finish(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t i, int64_t j,
+              const T* bias) const {
+    finish_alone(l, rows, columns, stride, i, j, bias);
+    if (plan.follows(l + 1)) center(l + 1, rows, columns, i, j);
+  }
+  void finish_alone(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t i, int64_t j,
               const T* bias) const {
     const LayerSpec& layer = plan.spec_.layers[l];
     const int64_t at = i * stride + j;

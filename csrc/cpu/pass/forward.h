@@ -23,7 +23,7 @@ class ForwardPlan {
   // What it takes beside that of FirstLayer::elements(), which comes after it.
   int64_t workspace_elements() const {
     return blocks_ ? threads_ * blocks_.elements()
-                   : buffer_count_ * scratch_ + buffers_.elements(threads_);
+                   : buffer_count_ * scratch_ + factor_elements_ + buffers_.elements(threads_);
   }
   void run(const NetworkMemory& memory, FirstLayer<T>& first, T* workspace) const;
 
@@ -35,6 +35,12 @@ class ForwardPlan {
  private:
   struct Run;
   void place_outputs();
+  // Whether a layer is computed by the epilogue of the one before, piece by piece, while that is
+  // still in the cache.
+  bool follows(int64_t l) const {
+    return l > 0 && l < spec_.layers.size() && is_elementwise(spec_.layers[l].norm) &&
+           spec_.layers[l].out_features > 1;  // a single column is handled as a row
+  }
 
   const NetworkSpec spec_;
   const Machine<T> machine_;
@@ -46,6 +52,9 @@ class ForwardPlan {
   int64_t scratch_ = 0;
   int buffer_count_ = 2;
   InlineVector<int, 8> buffer_of_;
+  // Of norms by columns, what they multiply by and the inverse deviations; each layer's place.
+  int64_t factor_elements_ = 0;
+  InlineVector<int64_t, 8> factors_of_;
   int threads_ = 1;
   bool uses_library_ = false;
   BlockPlans<ForwardPlan> blocks_;  // where the batch is cut

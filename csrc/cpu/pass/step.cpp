@@ -150,7 +150,7 @@ T* Steps<T>::workspace(int64_t elements) {
 
 template <typename T>
 LossResult Steps<T>::run_blocks(Loss& loss, FirstLayer<T>& first, T* workspace) {
-  const auto &forward = forward_->blocks(), &backward = backward_->blocks();
+  const auto& forward = forward_->blocks();
   forward.record(*machine_.kernels, "steps");
   prepare_loss<T>(loss);
   InlineVector<LossResult, 64> sums;
@@ -203,6 +203,11 @@ LossResult Steps<T>::step(StepBatch& batch) {
     result = run_blocks(loss, first, memory);
   } else {
     forward_->run(memory_, first, memory);
+    for (const AveragePlaces& one : arguments_.averages) {
+      const LayerMemory& layer = memory_.layers[one.layer];
+      add_batch(one, batch.rows, static_cast<const T*>(layer.mean),
+                static_cast<const T*>(layer.variance));
+    }
     result = compute_loss<T>(loss, machine_.max_threads);
     if (updates.empty()) return result;
     if (!clips()) advance(updates);
