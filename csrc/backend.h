@@ -30,10 +30,10 @@ struct StepArguments {
     int64_t layer = 0;
     bool is_bias = false;
   };
-  Updates updates;                         // they move on with the steps
-  InlineVector<Parameter, 16> parameters;  // of each update
+  Updates updates;                          // they move on with the steps
+  InlineVector<Parameter, 16> parameters;   // of each update
   InlineVector<AveragePlaces, 4> averages;  // which move on, too
-  double max_grad_norm = 0;                // 0: no clipping
+  double max_grad_norm = 0;                 // 0: no clipping
   // Whether nothing outside reads the parameters between two steps.
   bool is_alone = false;
 };

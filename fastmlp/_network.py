@@ -8,12 +8,13 @@ from enum import Enum
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastmlp import _activations
 
 # Op of csrc/network/program.h
 _LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM, _SKIP_OVER = range(8)
+_NO_WEIGHT = 2  # what the number of a norm has where there is none
 _BATCH_NORM, _FIXED_NORM, _SOFTMAX, _LOG_SOFTMAX, _PASS = range(8, 13)
 
 
@@ -55,15 +56,16 @@ class Layer:
     @property
     def operands(self) -> list[Tensor]:
         """All that it takes beside its input and the noise."""
-        all = (self.weight, self.bias, self.mean, self.variance)
-        return [tensor for tensor in all if tensor is not None]
+        rest = [one for one in (self.bias, self.mean, self.variance) if one is not None]
+        if self.weight is None and self.norm is not Norm.NONE:
+            return rest
+        return [self.weight, *rest]  # type: ignore[list-item]  # of which errors will tell
 
     def sums(self, x: Tensor) -> Tensor:
         """What the activation is given."""
         weight, bias = self.weight, self.bias
         if self.norm is Norm.NONE:
-            assert weight is not None
-            return F.linear(x, weight, bias)
+            return F.linear(x, weight, bias)  # type: ignore[arg-type]  # torch tells of None
         if self.norm is Norm.LAYER:
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
         if self.norm is Norm.RMS:
@@ -83,7 +85,7 @@ class Network:
     """Layers, one after the other."""
 
     layers: list[Layer] = field(default_factory=list)
-    flattens: bool = False  # whether an nn.Flatten lies before the first layer
+    flatten: nn.Module | None = None  # what lies before the first layer
     takes_rows: bool = False  # whether more dimensions than two would mean something else
     in_features: int | None = None  # that the first layer expects, where no operand tells
 
@@ -112,8 +114,8 @@ class Network:
 
     def why_modules(self, input: Tensor) -> str | None:
         """Why only the modules know what becomes of an input; None: the network does, too."""
-        rows = 2 if self.flattens else input.dim()
-        if self.flattens and input.dim() < 2:
+        rows = 2 if self.flatten is not None else input.dim()
+        if type(self.flatten) is nn.Flatten and input.dim() < 2:
             return "the input has fewer than two dimensions, and the model begins with Flatten"
         if self.takes_rows and rows != 2:
             return (
@@ -128,7 +130,7 @@ class Network:
 
     def flat(self, input: Tensor) -> Tensor:
         """The input as the first layer takes it."""
-        return input.flatten(1) if self.flattens else input
+        return input if self.flatten is None else self.flatten(input)
 
     def encoded(
         self, draw: Callable[[Layer], Tensor] | None = None
@@ -145,8 +147,9 @@ class Network:
         for layer in self.layers:
             program.append(layer.norm.value)
             if layer.norm not in _WITHOUT_PARAMETERS:
-                program.append(int(layer.bias is not None) + 2 * (layer.weight is None))
+                program.append(int(layer.bias is not None))
                 if layer.norm is not Norm.NONE:
+                    program[-1] += _NO_WEIGHT * (layer.weight is None)
                     constants.append(layer.eps)
             operands += layer.operands
             if layer.activation:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_any
 from fastmlp import _activations
 from fastmlp._chain import OWNER, Chain, cut
 from fastmlp._source import Dependencies, Untraceable
-from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual, unfused
+from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual, Rows, unfused
 
 
 class Plan:
@@ -246,11 +246,10 @@ def _whole(graph: fx.Graph, paths: list[list[_Step]]) -> dict[str, nn.Module] | 
     (output,) = (node for node in graph.nodes if node.op == "output")
     for path in paths:
         own = {node for step in path for node in step.nodes} | {output, *inputs}
-        of_layers = {node for node in graph.nodes if node.op == "get_attr" and node not in own}
-        is_all = own | {node for node in of_layers if set(node.users) <= own} == set(graph.nodes)
-        if len(inputs) == 1 and path[0].input is inputs[0] and is_all:
-            if output.args == (path[-1].nodes[-1],):
-                return {step.name: step.module for step in path}
+        read = {node for node in graph.nodes if node.op == "get_attr" and set(node.users) <= own}
+        ends = path[0].input, *output.args
+        if own | read == set(graph.nodes) and ends == (*inputs, path[-1].nodes[-1]):
+            return {step.name: step.module for step in path}
     return None
 
 
@@ -309,7 +308,7 @@ def _paths(graph: fx.Graph, root: nn.Module) -> list[list[_Step]]:
     """Steps whose values nothing else reads but the next one, as many in a row as there are."""
     ends: dict[fx.Node, list[_Step]] = {}  # paths by their last node
     for node in graph.nodes:
-        step = _residual(node, ends) or _step(node, root)
+        step = _residual(node, ends) or _rows(node) or _step(node, root)
         if step is None:
             continue
         users = {user for user in step.input.users if user not in step.nodes}
@@ -340,6 +339,35 @@ def _residual(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
             names = "+".join(step.name for step in path)
             return _Step(input, block, names, [*(n for s in path for n in s.nodes), node])
     return None
+
+
+def _rows(node: fx.Node) -> _Step | None:
+    """x.view(-1, n) or x.view(x.size(0), -1), or by reshape."""
+    if node.op != "call_method" or node.target not in ("view", "reshape") or node.kwargs:
+        return None
+    if len(node.args) != 3 or not isinstance(node.args[0], fx.Node):
+        return None
+    input, (rows, features) = node.args[0], node.args[1:]
+    reshapes = node.target == "reshape"
+    if rows == -1 and type(features) is int and features > 0:
+        return _Step(input, Rows(features, reshapes), node.name, [node])
+    size = _size(rows, input, node)
+    if features != -1 or size is None:
+        return None
+    return _Step(input, Rows(-1, reshapes), node.name, [*size, node])
+
+
+def _size(value: Any, input: fx.Node, user: fx.Node) -> list[fx.Node] | None:
+    """The nodes of x.size(0) or x.shape[0] that only one node reads."""
+    if not isinstance(value, fx.Node) or set(value.users) != {user} or value.kwargs:
+        return None
+    if value.op == "call_method" and value.target == "size" and value.args == (input, 0):
+        return [value]
+    shape = value.args[0]
+    if value.target is not operator.getitem or value.args[1] != 0 or not isinstance(shape, fx.Node):
+        return None
+    is_shape = shape.target is getattr and shape.args == (input, "shape")
+    return [shape, value] if is_shape and set(shape.users) == {value} else None
 
 
 def _step(node: fx.Node, root: nn.Module) -> _Step | None:

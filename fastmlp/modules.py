@@ -68,6 +68,24 @@ class Residual(nn.Sequential):
         return input + output
 
 
+class Rows(nn.Module):
+    """What `view` and `reshape` do before a linear layer, in a forward that is read.
+
+    Args:
+        features: of a row, `x.view(-1, features)`; -1: `x.view(x.size(0), -1)`.
+        reshapes: whether by `reshape`.
+    """
+
+    def __init__(self, features: int, reshapes: bool) -> None:
+        super().__init__()
+        self.features, self.reshapes = features, reshapes
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The rows."""
+        to = input.reshape if self.reshapes else input.view
+        return to(input.size(0), -1) if self.features < 0 else to(-1, self.features)
+
+
 def read_modules(modules: Mapping[str, nn.Module | None]) -> Network | str:
     """The network that these modules are, or why they are none that the operators know.
 
@@ -142,8 +160,8 @@ class Reader:
             return self.read_batch_norm(name, module)
         if kind in _SOFTMAXES:
             return self.read_softmax(name, module, _SOFTMAXES[kind])
-        if kind is nn.Flatten:
-            return self.read_flatten(name, module)  # type: ignore[arg-type]
+        if kind is nn.Flatten or kind is Rows:
+            return self.read_flatten(name, module)
         if kind in _CONTAINERS:
             return self.read(module._modules, f"{name}.")
         found = _activations.read(module)
@@ -161,12 +179,12 @@ class Reader:
         self.takes_activation = False
         return None
 
-    def read_flatten(self, name: str, module: nn.Flatten) -> str | None:
-        if self.residuals or self.network.layers:
+    def read_flatten(self, name: str, module: nn.Module) -> str | None:
+        if self.residuals or self.network.layers or self.network.flatten is not None:
             return f"module {name} does not lie before all linear layers"
-        if (module.start_dim, module.end_dim) != (1, -1):
+        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
             return f"module {name} leaves other dimensions than the first"
-        self.network.flattens = True
+        self.network.flatten = module
         return None
 
     def read_linear(self, name: str, module: nn.Module) -> str | None:
@@ -197,13 +215,13 @@ class Reader:
 
     def read_batch_norm(self, name: str, module: Any) -> str | None:
         parameters, buffers = module._parameters, module._buffers
-        if not {"weight", "bias"} <= parameters.keys() or not _AVERAGES <= buffers.keys():
+        if not {"weight", "bias"} <= parameters.keys() or not buffers.keys() >= _AVERAGES:
             return f"the parameters or the averages of module {name} are computed"
         mean, variance = buffers["running_mean"], buffers["running_var"]
         weight, bias = parameters["weight"], parameters["bias"]
         if (mean is None) != (variance is None) or (weight is None and bias is not None):
             return f"module {name} has one of two parameters or averages"
-        if module.momentum is not None and not 0 <= module.momentum:
+        if module.momentum is not None and not module.momentum >= 0:
             return f"module {name} has the momentum {module.momentum}"
         layer = Layer(weight, bias, norm=Norm.BATCH, eps=float(module.eps))
         if not module.training and mean is not None:
@@ -588,6 +606,7 @@ _C.know_modules(
         "dropout": nn.Dropout,
         "residual": Residual,
         "flatten": nn.Flatten,
+        "rows": Rows,
         "layer_norm": nn.LayerNorm,
         "rms_norm": nn.RMSNorm,
         "batch_norm": nn.BatchNorm1d,

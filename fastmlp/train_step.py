@@ -129,7 +129,8 @@ class TrainStep:
     def _read_forward(self) -> None:
         """Finds the modules that a model with a forward of its own runs one after the other."""
         model, self._plan, self._chain = self.model, None, None
-        if runs_its_modules(model):
+        runs = runs_its_modules(model)
+        if runs and not isinstance(read_modules(model._modules), str):
             return
         from fastmlp._source import Untraceable
         from fastmlp.fusion import read_forward
@@ -145,9 +146,12 @@ class TrainStep:
                     self._plan, self._chain = plan, tuple(plan.whole.values())
                     return
                 reason = ", which is more than one chain of these"
+        if runs:  # whose modules tell why
+            return
         raise TypeError(
             "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
-            f"activations, got {type(model).__name__} with a forward of its own{reason}{_hint(model)}"
+            f"activations, got {type(model).__name__} with a forward of its own{reason}"
+            f"{_hint(model)}"
         )
 
     def _follow_forward(self) -> None:

@@ -20,13 +20,13 @@ struct AveragePlaces {
 template <typename T>
 void add_batch(const AveragePlaces& places, int64_t rows, const T* mean, const T* variance) {
   if (places.batches) ++*places.batches;
-  const double share =
-      places.momentum >= 0 ? places.momentum
-      : places.batches     ? 1 / static_cast<double>(*places.batches)
-                           : 0;
+  const double share = places.momentum >= 0 ? places.momentum
+                       : places.batches     ? 1 / static_cast<double>(*places.batches)
+                                            : 0;
   const T weight = static_cast<T>(share), rest = static_cast<T>(1 - share),
           unbiased = static_cast<T>(rows) / static_cast<T>(rows - 1);
-  T *const means = static_cast<T*>(places.mean), *const variances = static_cast<T*>(places.variance);
+  T *const means = static_cast<T*>(places.mean), *const variances =
+                                                     static_cast<T*>(places.variance);
   for (int64_t j = 0; j < places.features; ++j) {
     means[j] = weight * mean[j] + rest * means[j];
     variances[j] = weight * (variance[j] * unbiased) + rest * variances[j];

@@ -44,8 +44,7 @@ at::Tensor run_drawn(const Arguments& arguments, const Averages& averages) {
   const at::IntArrayRef program(numbers.begin(), numbers.end());
   const at::ArrayRef<double> rest(constants.begin(), constants.end());
   if (!has_averages) return mlp(arguments.input, arguments.operands, program, rest);
-  const auto [output, statistics] =
-      mlp_train(arguments.input, arguments.operands, program, rest);
+  const auto [output, statistics] = mlp_train(arguments.input, arguments.operands, program, rest);
   add_batch(averages, arguments, statistics);
   return output;
 }
@@ -195,7 +194,7 @@ py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
   return names_of(ones);
 }
 
-// classes: of linear, fused_linear, dropout, residual, flatten, the norms and softmaxes,
+// classes: of linear, fused_linear, dropout, residual, flatten, rows, the norms and softmaxes,
 // device_context, containers, and of each activation in turn; read_as: which others are read as one
 // of these.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
@@ -210,6 +209,7 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   names.dropout = held(classes["dropout"]);
   names.residual = held(classes["residual"]);
   names.flatten = held(classes["flatten"]);
+  names.rows = held(classes["rows"]);
   names.layer_norm = held(classes["layer_norm"]);
   names.rms_norm = held(classes["rms_norm"]);
   names.batch_norm = held(classes["batch_norm"]);

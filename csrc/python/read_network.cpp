@@ -10,6 +10,7 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 namespace py = pybind11;
@@ -57,8 +58,15 @@ const char* operand_in_the_way(PyObject* object, const at::Tensor*& tensor) {
 }
 
 at::Tensor Network::flat(const at::Tensor& input) const {
-  if (flattens && input.dim() < 2) return {};
-  at::Tensor rows = flattens ? input.flatten(1) : input;
+  at::Tensor rows = input;
+  if (flattens == Flattens::flatten) {
+    if (input.dim() < 2) return {};
+    rows = input.flatten(1);
+  } else if (flattens != Flattens::no) {
+    const auto sizes = row_features < 0 ? std::array{input.size(0), int64_t{-1}}
+                                        : std::array{int64_t{-1}, row_features};
+    rows = flattens == Flattens::view ? input.view(sizes) : input.reshape(sizes);
+  }
   if (in_features >= 0 && rows.size(-1) != in_features) return {};
   if (takes_rows && (rows.dim() != 2 || (has_batch_norm(program) && rows.size(0) < 2))) return {};
   return rows;
@@ -87,7 +95,8 @@ std::string Network::append(PyObject* weight, PyObject* bias, Norm norm, double 
     if (tensor->scalar_type() != dtype) {
       reason = std::string("input and ") + all + " differ in dtype";
     } else if (tensor->dim() != (is_matrix ? 2 : 1)) {
-      reason = std::string(what) + (is_matrix ? " is not two-dimensional" : " is not one-dimensional");
+      reason =
+          std::string(what) + (is_matrix ? " is not two-dimensional" : " is not one-dimensional");
     } else if (object == weight) {
       features = tensor->size(0);
     } else if (features >= 0 && tensor->size(0) != features) {
@@ -211,6 +220,7 @@ class Reader {
     if (type == names_.fused_linear) return read_fused_linear(state);
     if (type == names_.residual) return read_residual(state);
     if (type == names_.flatten) return read_flatten(state);
+    if (type == names_.rows) return read_rows(state);
     if (type == names_.layer_norm) return read_norm(state, Norm::layer);
     if (type == names_.rms_norm) return read_norm(state, Norm::rms);
     if (type == names_.batch_norm) return read_batch_norm(state);
@@ -228,8 +238,23 @@ class Reader {
       PyObject* const value = PyDict_GetItemWithError(state, name);
       return value && PyLong_CheckExact(value) && PyLong_AsLong(value) == number;
     };
-    if (residuals_ > 0 || !network_.program.layers.empty()) return false;
-    return network_.flattens = is(names_.start_dim, 1) && is(names_.end_dim, -1);
+    if (!is_first()) return false;
+    network_.flattens = Network::Flattens::flatten;
+    return is(names_.start_dim, 1) && is(names_.end_dim, -1);
+  }
+
+  bool is_first() const {
+    return residuals_ == 0 && network_.program.layers.empty() &&
+           network_.flattens == Network::Flattens::no;
+  }
+
+  bool read_rows(PyObject* state) {
+    PyObject* const features = PyDict_GetItemWithError(state, names_.features);
+    PyObject* const reshapes = PyDict_GetItemWithError(state, names_.reshapes);
+    if (!is_first() || !features || !PyLong_CheckExact(features) || !reshapes) return false;
+    network_.row_features = PyLong_AsLongLong(features);
+    network_.flattens = reshapes == Py_True ? Network::Flattens::reshape : Network::Flattens::view;
+    return true;
   }
 
   // The activation and its parameters.
@@ -299,13 +324,13 @@ class Reader {
   bool read_batch_norm(PyObject* state) {
     const auto of = [&](PyObject* name) { return PyDict_GetItemWithError(state, name); };
     const auto buffer = [&](PyObject* name) { return tensor(state, names_.buffers, name); };
-    PyObject *const weight = tensor(state, names_.parameters, names_.weight),
-                    *const bias = tensor(state, names_.parameters, names_.bias),
-                    *const mean = buffer(names_.running_mean),
-                    *const variance = buffer(names_.running_var),
-                    *const batches = buffer(names_.num_batches_tracked),
-                    *const momentum = of(names_.momentum), *const features = of(names_.num_features),
-                    *const training = of(names_.training), *const tracks = of(names_.track_running_stats);
+    PyObject *const
+        weight = tensor(state, names_.parameters, names_.weight),
+        *const bias = tensor(state, names_.parameters, names_.bias),
+        *const mean = buffer(names_.running_mean), *const variance = buffer(names_.running_var),
+        *const batches = buffer(names_.num_batches_tracked), *const momentum = of(names_.momentum),
+        *const features = of(names_.num_features), *const training = of(names_.training),
+        *const tracks = of(names_.track_running_stats);
     double eps = 0;
     if (!weight || !bias || !mean || !variance || !batches || !momentum || !features || !training ||
         !tracks || !PyBool_Check(training) || !PyBool_Check(tracks) ||
@@ -331,7 +356,8 @@ class Reader {
     average.momentum = -1;
     if (momentum != Py_None && (!read_number(momentum, average.momentum) || average.momentum < 0))
       return false;
-    for (const auto& [object, place] : {std::pair(mean, &average.mean), {variance, &average.variance}}) {
+    for (const auto& [object, place] :
+         {std::pair(mean, &average.mean), {variance, &average.variance}}) {
       const at::Tensor* tensor = nullptr;
       if (operand_in_the_way(object, tensor) || tensor->scalar_type() != network_.dtype ||
           tensor->dim() != 1 || tensor->size(0) != features || !tensor->is_contiguous() ||
@@ -437,7 +463,7 @@ class Reader {
     if (span < 1 || span > kMostSkipped) return false;
     bool has_product = false;
     for (int64_t l = before; l < layers.size(); ++l) {
-      if (layers[l].skip > 0) return false;  // a block in a block
+      if (layers[l].skip > 0) return false;         // a block in a block
       if (!has_product && layers[l].weight >= 0) {  // whose input is the block's
         if (network_.operands[layers[l].weight].size(-1) != network_.out_features()) return false;
       }

@@ -25,12 +25,15 @@ struct Network {
   Program program;                                   // dropout still to be drawn
   c10::SmallVector<at::Tensor, 12> operands;
   Averages averages;
-  bool flattens = false;     // whether an nn.Flatten lies before the first layer
+  // What lies before the first layer: nothing, an nn.Flatten, or modules.py's Rows.
+  enum class Flattens : uint8_t { no, flatten, view, reshape } flattens = Flattens::no;
+  int64_t row_features =
+      -1;  // of Rows: features of a row; -1: one row for each of the first dimension
   bool takes_rows = false;   // whether more dimensions than two would mean something else
   int64_t in_features = -1;  // that the first layer expects, where no operand tells
 
-  // The input as the first layer takes it; undefined where torch's modules refuse it, or take it for
-  // something else.
+  // The input as the first layer takes it; undefined where torch's modules refuse it, or take it
+  // for something else.
   at::Tensor flat(const at::Tensor& input) const;
 
   Arguments arguments(const at::Tensor& input) const {
@@ -65,6 +68,7 @@ struct Known {
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
   PyObject* flatten = nullptr;
+  PyObject* rows = nullptr;
   PyObject* layer_norm = nullptr;
   PyObject* rms_norm = nullptr;
   PyObject* batch_norm = nullptr;
@@ -83,6 +87,8 @@ struct Known {
   PyObject* p = PyUnicode_InternFromString("p");
   PyObject* activation = PyUnicode_InternFromString("activation");
   PyObject* inplace = PyUnicode_InternFromString("inplace");
+  PyObject* features = PyUnicode_InternFromString("features");
+  PyObject* reshapes = PyUnicode_InternFromString("reshapes");
   PyObject* start_dim = PyUnicode_InternFromString("start_dim");
   PyObject* end_dim = PyUnicode_InternFromString("end_dim");
   PyObject* normalized_shape = PyUnicode_InternFromString("normalized_shape");

@@ -197,14 +197,19 @@ class StepObjects {
     input = network.flat(*given);
     if (input.defined()) return true;
     const auto sizes = c10::str(given->sizes());
-    if (network.flattens && given->dim() < 2)
+    const bool flattens = network.flattens != Network::Flattens::no;
+    if (flattens && given->dim() < 2)
       refuse("the input has one dimension, and the model begins with Flatten");
-    if (network.takes_rows && !network.flattens && given->dim() != 2)
-      refuse("expected an input of two dimensions for a BatchNorm1d or a softmax over dimension 1, "
-             "got one of shape " + sizes);
+    if (network.takes_rows && !flattens && given->dim() != 2)
+      refuse(
+          "expected an input of two dimensions for a BatchNorm1d or a softmax over dimension 1, "
+          "got one of shape " +
+          sizes);
     if (given->size(0) < 2)
-      throw py::value_error("Expected more than 1 value per channel when training, got an input of "
-                            "shape " + sizes);
+      throw py::value_error(
+          "Expected more than 1 value per channel when training, got an input of "
+          "shape " +
+          sizes);
     refuse("expected an input of " + std::to_string(network.in_features) +
            " features, got one of shape " + sizes);
   }
@@ -622,8 +627,8 @@ PyObject* several_steps(PyObject* const* args, Py_ssize_t count) {
   const Arguments arguments = network.arguments(buffer);
   run_steps(optimizer, [&](int64_t& done) {
     const LockReleased released(arguments, batches.count());
-    train_steps(arguments, batches, loss, optimizer.updates(), network.averages,
-                step.max_grad_norm, losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
+    train_steps(arguments, batches, loss, optimizer.updates(), network.averages, step.max_grad_norm,
+                losses.mutable_data_ptr<double>(), correct.mutable_data_ptr<int64_t>(), done);
   });
   step.finish(batches.count() > 0 ? correct.const_data_ptr<int64_t>()[batches.count() - 1] : -1);
   return pair(THPVariable_Wrap(losses), THPVariable_Wrap(correct));

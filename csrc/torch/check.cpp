@@ -43,8 +43,8 @@ void check_parameters(const Arguments& a) {
     TORCH_CHECK(weight.device() == a.input.device(),
                 "fastmlp: expected all tensors to be on the same device, but found ",
                 a.input.device(), " (input) and ", weight.device(), " (weight ", l, ")");
-    for (const auto& [name, operand] : {std::pair("bias ", layer.bias),
-                                        {"mean ", layer.mean}, {"variance ", layer.variance}}) {
+    for (const auto& [name, operand] :
+         {std::pair("bias ", layer.bias), {"mean ", layer.mean}, {"variance ", layer.variance}}) {
       if (operand < 0) continue;
       const at::Tensor& tensor = a.operands[operand];
       TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == features, "fastmlp: expected ", name, l,
@@ -62,10 +62,15 @@ void check_skips(const Arguments& a) {
     const int skip = a.program.layers[l].skip;
     if (skip == 0) continue;
     const int64_t from = l + 1 - skip, in = a.in_features(from), out = a.out_features(l);
+    const auto shape = [&](int64_t layer) {
+      const int weight = a.program.layers[layer].weight;
+      return weight < 0 ? at::IntArrayRef() : a.operands[weight].sizes();
+    };
     TORCH_CHECK(in == out,
                 "fastmlp: expected as many in_features as out_features where the input of a layer "
-                "is added to the output of one, got the ",
-                in, " in_features of layer ", from, " for the ", out, " out_features of layer ", l);
+                "is added to the output of one, got ",
+                out, " after weight ", l, " of shape ", shape(l), " and ", in, " before weight ",
+                from, " of shape ", shape(from));
   }
 }
 

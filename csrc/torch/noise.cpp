@@ -37,8 +37,7 @@ Drawn draw_noise(const Arguments& a) {
       if (*operand >= 0) *operand = take(a.operands[*operand]);
     }
     if (given.dropout > 0) {
-      const at::Tensor noise =
-          backend.allocate({batch, a.out_features(l)}, a.input.scalar_type());
+      const at::Tensor noise = backend.allocate({batch, a.out_features(l)}, a.input.scalar_type());
       draw_noise(backend, dtype_of(a.input), given.dropout, noise.numel(),
                  noise.mutable_data_ptr());
       layer.noise = take(noise);

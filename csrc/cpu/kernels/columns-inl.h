@@ -84,11 +84,11 @@ FASTMLP_INLINE void sums_of_columns(int64_t rows, int64_t n, const Terms& terms,
 
 template <typename T>
 void column_sums(int64_t rows, int64_t n, const T* a, int64_t stride, T* out) {
-  sums_of_columns<T, 1>(
-      rows, n,
-      [&](int64_t i, int64_t j, auto& found, auto... mask)
-          FASTMLP_INLINED { found[0] = Vec<T>::load(a + i * stride + j, mask...); },
-      {out});
+  sums_of_columns<T, 1>(rows, n,
+                        [&](int64_t i, int64_t j, auto& found, auto... mask) FASTMLP_INLINED {
+                          found[0] = Vec<T>::load(a + i * stride + j, mask...);
+                        },
+                        {out});
 }
 
 // --- Norm::batch and Norm::fixed
@@ -102,13 +102,13 @@ void column_statistics(int64_t rows, int64_t n, const T* x, int64_t stride, T* m
   };
   column_sums<T>(rows, n, x, stride, mean);
   divide(mean);
-  sums_of_columns<T, 1>(
-      rows, n,
-      [&](int64_t i, int64_t j, auto& found, auto... mask) FASTMLP_INLINED {
-        const auto d = V::sub(V::load(x + i * stride + j, mask...), V::load(mean + j, mask...));
-        found[0] = V::mul(d, d);
-      },
-      {variance});
+  sums_of_columns<T, 1>(rows, n,
+                        [&](int64_t i, int64_t j, auto& found, auto... mask) FASTMLP_INLINED {
+                          const auto d = V::sub(V::load(x + i * stride + j, mask...),
+                                                V::load(mean + j, mask...));
+                          found[0] = V::mul(d, d);
+                        },
+                        {variance});
   divide(variance);
 }
 
@@ -145,14 +145,14 @@ template <typename T>
 void column_products(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
                      int64_t x_stride, const T* mean, T* sums, T* products) {
   using V = Vec<T>;
-  sums_of_columns<T, 2>(
-      rows, n,
-      [&](int64_t i, int64_t j, auto& found, auto... mask) FASTMLP_INLINED {
-        const auto d = V::sub(V::load(x + i * x_stride + j, mask...), V::load(mean + j, mask...));
-        found[0] = V::load(dz + i * dz_stride + j, mask...);
-        found[1] = V::mul(found[0], d);
-      },
-      {sums, products});
+  sums_of_columns<T, 2>(rows, n,
+                        [&](int64_t i, int64_t j, auto& found, auto... mask) FASTMLP_INLINED {
+                          const auto d = V::sub(V::load(x + i * x_stride + j, mask...),
+                                                V::load(mean + j, mask...));
+                          found[0] = V::load(dz + i * dz_stride + j, mask...);
+                          found[1] = V::mul(found[0], d);
+                        },
+                        {sums, products});
 }
 
 template <typename T>

@@ -329,8 +329,8 @@ struct BackwardPlan<T>::Run {
 
   // A norm by columns: of this member's columns, the gradients of weight and bias and what becomes
   // of them, which nobody else reads, and dx. With h = (x - mean) · inverse, the inverse deviation:
-  // dx = factor · (dz - mean of dz - h · mean of dz·h), where the statistics are those of the batch,
-  // else factor · dz.
+  // dx = factor · (dz - mean of dz - h · mean of dz·h), where the statistics are those of the
+  // batch, else factor · dz.
   template <typename Epilogue>
   void compute_columns(int64_t l, Member member, T* grad, const Epilogue& epilogue) const {
     const LayerSpec& layer = plan.layer(l);

@@ -163,8 +163,7 @@ struct ForwardPlan<T>::Run {
     T* const to = factor(l) + begin;
     plan.kernels_.column_factors(end - begin, static_cast<const T*>(operands.weight) + begin,
                                  static_cast<const T*>(operands.variance) + begin,
-                                 plan.spec_.layers[l].eps, to,
-                                 to + aligned<T>(features(l)));
+                                 plan.spec_.layers[l].eps, to, to + aligned<T>(features(l)));
   }
 
   // Where the statistics are those of the batch, a member has columns of its own; else rows.
@@ -190,7 +189,7 @@ struct ForwardPlan<T>::Run {
     const LayerMemory& operands = memory.layers[l];
     const int64_t n = features(l), stride = input_stride(l);
     const T *const mean = static_cast<const T*>(operands.mean), *const scale = factor(l),
-            *const bias = static_cast<const T*>(operands.bias);
+                   *const bias = static_cast<const T*>(operands.bias);
     plan.kernels_.center(rows, columns, input(l) + i * stride + j, stride, mean ? mean + j : mean,
                          scale ? scale + j : scale, layers[l].sums + i * n + j, n);
     finish(l, rows, columns, n, i, j, bias ? bias + j : bias);
@@ -227,7 +226,7 @@ struct ForwardPlan<T>::Run {
     if (plan.follows(l + 1)) center(l + 1, rows, columns, i, j);
   }
   void finish_alone(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t i, int64_t j,
-              const T* bias) const {
+                    const T* bias) const {
     const LayerSpec& layer = plan.spec_.layers[l];
     const int64_t at = i * stride + j;
     T* const y = layers[l].activated + at;
