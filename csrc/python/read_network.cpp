@@ -101,6 +101,8 @@ std::string Network::append(PyObject* weight, PyObject* bias, Norm norm, double 
       features = tensor->size(0);
     } else if (features >= 0 && tensor->size(0) != features) {
       reason = std::string(what) + " is not of shape (out_features,)";
+    } else if ((object == mean || object == variance) && tensor->requires_grad()) {
+      reason = std::string(what) + " requires a gradient";
     }
     operands.push_back(*tensor);
   };

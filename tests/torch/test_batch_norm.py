@@ -185,6 +185,15 @@ def test_averages_move_without_gradients_too() -> None:
     assert model[1].num_batches_tracked == 2
 
 
+def test_averages_that_want_a_gradient_are_left_to_torch() -> None:
+    model, x = usual(7).eval(), torch.randn(4, 5, dtype=torch.float64)
+    model[1].running_mean.requires_grad_()
+    assert "mean requires a gradient" in str(model.why_plain(x))
+    for network in (model, model.as_sequential()):
+        with pytest.raises(RuntimeError, match="not differentiable with respect to argument"):
+            network(x)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_batch_of_one_is_torchs(rows: int) -> None:
     """An error of torch's, or its numbers, and torch's averages."""

@@ -166,8 +166,8 @@ void center_backward(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, co
         auto g = V::load(dz + i * dz_stride + j, mask...);
         if (slope) {
           const auto d = V::sub(V::load(x + i * x_stride + j, mask...), V::load(mean + j, mask...));
-          const auto rest = V::sub(g, V::load(offset + j, mask...));
-          g = V::sub(rest, V::mul(d, V::load(slope + j, mask...)));
+          // In one instruction, said so: bits must not hang on how much of a vector is there.
+          g = V::fma(d, V::load(slope + j, mask...), V::sub(g, V::load(offset + j, mask...)));
         }
         return factor ? V::mul(g, V::load(factor + j, mask...)) : g;
       },

@@ -80,8 +80,8 @@ struct Kernels {
   // sums[n] = the sums of dz over the rows, products[n] = those of dz · (x - mean).
   void (*column_products)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
                           int64_t x_stride, const T* mean, T* sums, T* products);
-  // dx[rows, n] = (dz - offset[n] - (x - mean[n]) · slope[n]) · factor[n]; offset and slope null:
-  // without both.
+  // dx[rows, n] = (dz - offset[n] + (x - mean[n]) · slope[n]) · factor[n]; offset and slope null:
+  // without both; factor null: without it.
   void (*center_backward)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
                           int64_t x_stride, const T* mean, const T* offset, const T* slope,
                           const T* factor, T* dx, int64_t dx_stride);

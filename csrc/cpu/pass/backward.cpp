@@ -369,7 +369,7 @@ struct BackwardPlan<T>::Run {
       if (is_batch) {
         for (int64_t j = 0; j < count; ++j) {
           sums[j] /= static_cast<T>(batch);
-          products[j] *= inverse[j] * inverse[j] / static_cast<T>(batch);
+          products[j] *= -inverse[j] * inverse[j] / static_cast<T>(batch);
         }
         offset = sums, slope = products;
       }
