@@ -100,6 +100,11 @@ class Network:
         return [layer.weight for layer in self.layers if layer.weight is not None]
 
     @property
+    def draws_first(self) -> bool:
+        """Whether dropout may be given what lies in memory as the input does."""
+        return any(layer.norm is Norm.PASS and layer.dropout for layer in self.layers)
+
+    @property
     def finds_statistics(self) -> bool:
         """Whether there are norms over the batch, which modules keep averages of."""
         return any(layer.norm is Norm.BATCH for layer in self.layers)
@@ -122,6 +127,8 @@ class Network:
                 "the input is not of two dimensions, and the model has a BatchNorm1d or a softmax "
                 "over dimension 1"
             )
+        if self.draws_first and not self.flat(input).is_contiguous():
+            return "dropout is drawn in the order of an input that is not contiguous"
         if self.finds_statistics and input.size(0) < 2:
             return "a BatchNorm1d finds no statistics in fewer than two rows"
         if self.in_features not in (None, self.flat(input).size(-1)):

@@ -295,6 +295,9 @@ class _Function:
         function = getattr(found, "__func__", None)
         if function is None:
             raise self.refuse(f"calls super().{name}")
+        parts = self.all.name(cell.cell_contents), self.all.name(self.module)
+        found = f"getattr(super({', '.join(parts)}), {name!r}).__func__"
+        self.all.add(f"{found} is {self.all.name(function)}")
         return function
 
     def called(self, found: Any) -> None:
@@ -390,6 +393,7 @@ class _Function:
                 return types.MethodType(found, module)
             if isinstance(found, property):
                 self.all.check(found.fget, module, self.base)
+                self.all.add(f"getattr({kind}, {name!r}, missing) is {self.all.name(found)}")
                 return _UNKNOWN
             if isinstance(found, staticmethod):
                 raise self.refuse(f"calls the static method {name}")

@@ -84,7 +84,9 @@ def plan_of(module: nn.Module, base: type[nn.Module], is_leaf: Callable[[nn.Modu
 
 def _depend(depends: Dependencies, module: nn.Module, base: type[nn.Module]) -> None:
     depends.check(base.forward, module, base)
-    depends.add(f"{depends.name(base)}.forward is {depends.name(base.forward)}")
+    kind = depends.name(base)
+    depends.add(f"{kind}.forward is {depends.name(base.forward)}")
+    depends.add(f"{kind}.__call__ is {depends.name(nn.Module.__call__)}")
     depends.hold_module(module)
 
 
@@ -443,12 +445,14 @@ def _module_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             break
     else:
         return None
-    kwargs.pop("inplace", None)  # of a value that nothing else reads
+    inplace = kwargs.pop(
+        "inplace", False
+    )  # the reader sees to it that nothing else reads the value
     if activation.mode_name is not None:
         kwargs.pop(activation.mode_name, None)
         if args or kwargs:
             return None
-        return activation.make()
+        return _in_place(activation.make(), inplace)
     names = list(activation.parameters)
     if len(args) > len(names) or not kwargs.keys() <= set(names):
         return None
@@ -456,7 +460,13 @@ def _module_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if not all(isinstance(value, (int, float)) for value in given.values()):
         return None
     module = activation.kind(**given)
-    return module if _activations.read(module) is not None else None
+    return _in_place(module, inplace) if _activations.read(module) is not None else None
+
+
+def _in_place(module: nn.Module, inplace: Any) -> nn.Module:
+    if inplace:
+        module.inplace = True  # type: ignore[assignment]
+    return module
 
 
 def _dropout(p: Any = 0.5, training: Any = True, inplace: Any = False) -> nn.Module | None:

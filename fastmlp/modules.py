@@ -116,6 +116,7 @@ class Reader:
         # What may still belong to the last layer: its activation, and then its dropout.
         self.takes_activation = self.takes_dropout = False
         self.residuals = 0  # that are open
+        self.begin = 0  # the first layer of the innermost one
 
     @property
     def layer(self) -> Layer:
@@ -168,6 +169,9 @@ class Reader:
         if found is None:
             what = module._get_name() if module._modules else module
             return f"module {name}, {what}, is not fused"
+        is_first = not self.takes_activation and self.begin == len(self.network.layers)
+        if found[0] and is_first and getattr(module, "inplace", False):  # which others read, too
+            return f"module {name} works in place on its input"
         return self.take_activation(name, *found)
 
     def take_activation(self, name: str, number: int, parameters: tuple[float, ...]) -> str | None:
@@ -221,10 +225,17 @@ class Reader:
         weight, bias = parameters["weight"], parameters["bias"]
         if (mean is None) != (variance is None) or (weight is None and bias is not None):
             return f"module {name} has one of two parameters or averages"
-        if module.momentum is not None and not module.momentum >= 0:
-            return f"module {name} has the momentum {module.momentum}"
+        finds = module.training or mean is None
+        eps, momentum = module.eps, module.momentum
+        if not isinstance(eps, (int, float)) or not (eps > 0 if finds else eps >= 0):
+            return f"module {name} has the eps {eps}"
+        if momentum is not None and not (isinstance(momentum, (int, float)) and momentum >= 0):
+            return f"module {name} has the momentum {momentum}"
+        count = buffers["num_batches_tracked"]
+        if module.training and module.track_running_stats and mean is None and count is not None:
+            return f"module {name} counts batches without averages of them"
         layer = Layer(weight, bias, norm=Norm.BATCH, eps=float(module.eps))
-        if not module.training and mean is not None:
+        if not finds:
             layer.norm, layer.mean, layer.variance = Norm.FIXED, mean, variance
         self.network.takes_rows = True
         return self.append_norm(name, layer, module.num_features)
@@ -269,8 +280,10 @@ class Reader:
         before = len(self.network.layers)
         self.takes_activation = self.takes_dropout = False
         self.residuals += 1
+        outer, self.begin = self.begin, before
         reason = self.read(block._modules)
         self.residuals -= 1
+        self.begin = outer
         if reason is not None:
             return f"module {name}: {reason}"
         layers = self.network.layers[before:]

@@ -6,7 +6,7 @@ import math
 import operator
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +83,12 @@ class TrainStep:
 
     #: Right predictions among the last step's, for class targets; None for others.
     correct: int | None = None
-    # Of a model with a forward of its own: how it was read, and the modules that it runs.
+    # Of a model with a forward of its own: its class, how its forward was read, the modules that it
+    # runs, and the model's parameters that it does not use.
+    _kind: type
     _plan: Plan | None
     _chain: tuple[nn.Module, ...] | None
+    _others: tuple[nn.Parameter, ...]
 
     def __init__(
         self,
@@ -101,7 +104,6 @@ class TrainStep:
             )
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.max_grad_norm = max_grad_norm
-        self._read_forward()
         self._hooks = self._hook_dicts()
         try:
             if not _C.check_train_step(self):
@@ -112,13 +114,14 @@ class TrainStep:
             raise self._of_an_argument(error) from None
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name == "model":
+            self._take(_forward_of(value))  # which may raise
         super().__setattr__(name, value)
         if name in ("model", "loss", "optimizer") and "_hooks" in self.__dict__:
             self._hooks = self._hook_dicts()  # those of the new one
-            self._read_forward()
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_plan", "_chain", "_hooks")
+        made = ("_kind", "_plan", "_chain", "_others", "_hooks")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,36 +130,16 @@ class TrainStep:
         self._hooks = self._hook_dicts()  # a copied optimizer makes its own anew
 
     def _read_forward(self) -> None:
-        """Finds the modules that a model with a forward of its own runs one after the other."""
-        model, self._plan, self._chain = self.model, None, None
-        runs = runs_its_modules(model)
-        if runs and not isinstance(read_modules(model._modules), str):
-            return
-        from fastmlp._source import Untraceable
-        from fastmlp.fusion import read_forward
+        """Reads the model's own forward anew, or raises and leaves all as it was."""
+        self._take(_forward_of(self.model))
 
-        reason = ""
-        if isinstance(model, nn.Module):
-            try:
-                plan = read_forward(model)
-            except Untraceable as error:
-                reason = f": {error}"
-            else:
-                if plan.whole is not None:
-                    self._plan, self._chain = plan, tuple(plan.whole.values())
-                    return
-                reason = ", which is more than one chain of these"
-        if runs:  # whose modules tell why
-            return
-        raise TypeError(
-            "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
-            f"activations, got {type(model).__name__} with a forward of its own{reason}"
-            f"{_hint(model)}"
-        )
+    def _take(self, forward: Forward) -> None:
+        self._kind, self._plan, self._chain, self._others = forward
 
     def _follow_forward(self) -> None:
         """Reads the model's own forward anew, where what it depends on has changed."""
-        if self._plan is not None and not self._plan.holds():
+        plan = self._plan
+        if plan is not None and not (type(self.model) is self._kind and plan.holds()):
             self._read_forward()
 
     def _hook_dicts(self) -> tuple[dict[Any, Any], ...]:
@@ -196,6 +179,9 @@ class TrainStep:
         if self._plan is not None:
             self._follow_forward()
         loss = _C.train_step(self, x, y)
+        if loss is None:  # a module may have become one that is read in another way
+            self._read_forward()
+            loss = _C.train_step(self, x, y)
         if loss is None:
             raise self._unreadable(x)
         return loss
@@ -308,9 +294,11 @@ class TrainStep:
         targets: Any = table.targets
         if table.variances is not None:
             targets = targets, table.variances
-        result = _C.train_steps(
-            self, buffer, table.inputs, targets, order, len(buffer), table.scale, table.shift
-        )
+        arguments = buffer, table.inputs, targets, order, len(buffer), table.scale, table.shift
+        result = _C.train_steps(self, *arguments)
+        if result is None:  # as in a call
+            self._read_forward()
+            result = _C.train_steps(self, *arguments)
         if result is None:
             raise self._unreadable(buffer)
         return result
@@ -353,6 +341,42 @@ class TrainStep:
         return ValueError(str(error))
 
 
+Forward: TypeAlias = (
+    "tuple[type, Plan | None, tuple[nn.Module, ...] | None, tuple[nn.Parameter, ...]]"
+)
+
+
+def _forward_of(model: Any) -> Forward:
+    """How a model's forward is read; TypeError: it is more than a chain."""
+    plain: Forward = type(model), None, None, ()
+    runs = runs_its_modules(model)
+    if runs and not isinstance(read_modules(model._modules), str):
+        return plain
+    from fastmlp._source import Untraceable
+    from fastmlp.fusion import read_forward
+
+    reason = ""
+    if isinstance(model, nn.Module):
+        try:
+            plan = read_forward(model)
+        except Untraceable as error:
+            reason = f": {error}"
+        else:
+            if plan.whole is not None:
+                chain = tuple(plan.whole.values())
+                used = {id(one) for module in chain for one in module.parameters()}
+                others = tuple(one for one in model.parameters() if id(one) not in used)
+                return type(model), plan, chain, others
+            reason = ", which is more than one chain of these"
+    if runs:  # whose modules tell why
+        return plain
+    raise TypeError(
+        "fastmlp.TrainStep: expected a FusedMLP or an nn.Sequential of nn.Linear and "
+        f"activations, got {type(model).__name__} with a forward of its own{reason}"
+        f"{_hint(model)}"
+    )
+
+
 _KINDS = {"torch.float32 on cpu", "torch.float64 on cpu"}
 
 
@@ -369,7 +393,7 @@ def _names(module: str, classes: list[type]) -> str:
 def _hint(model: Any) -> str:
     """What to pass in place of a module that holds the network."""
     for name in ("module", "_orig_mod"):  # DataParallel's, torch.compile's
-        if isinstance(getattr(model, name, None), nn.Sequential):
+        if isinstance(getattr(model, name, None), nn.Module):
             return f". Pass the model that it wraps: its .{name}"
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():

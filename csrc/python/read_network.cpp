@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <utility>
 
 namespace py = pybind11;
 
@@ -68,6 +69,7 @@ at::Tensor Network::flat(const at::Tensor& input) const {
     rows = flattens == Flattens::view ? input.view(sizes) : input.reshape(sizes);
   }
   if (in_features >= 0 && rows.size(-1) != in_features) return {};
+  if (draws_first && !rows.is_contiguous() && rows.is_non_overlapping_and_dense()) return {};
   if (takes_rows && (rows.dim() != 2 || (has_batch_norm(program) && rows.size(0) < 2))) return {};
   return rows;
 }
@@ -270,7 +272,13 @@ class Reader {
         if (PyUnicode_CompareWithASCIIString(mode, info.mode) != 0) continue;
       }
       if (one.number == 0) return true;
-      if (stage_ != Stage::linear) pass();
+      if (stage_ != Stage::linear) {
+        // What it would write is read by others, too.
+        if (network_.program.layers.size() == begin_ &&
+            PyDict_GetItemWithError(state, names_.inplace) == Py_True)
+          return false;
+        pass();
+      }
       stage_ = Stage::activation;
       layer().activation = one.number;
       for (size_t i = 0; i < one.parameters.size(); ++i) {
@@ -337,9 +345,11 @@ class Reader {
     if (!weight || !bias || !mean || !variance || !batches || !momentum || !features || !training ||
         !tracks || !PyBool_Check(training) || !PyBool_Check(tracks) ||
         !read_number(of(names_.eps), eps) || (mean == Py_None) != (variance == Py_None) ||
-        (weight == Py_None && bias != Py_None))
+        (weight == Py_None && bias != Py_None) ||
+        (training == Py_True && tracks == Py_True && mean == Py_None && batches != Py_None))
       return false;
     const bool is_trained = training == Py_True, finds = is_trained || mean == Py_None;
+    if (finds ? !(eps > 0) : !(eps >= 0)) return false;
     const int64_t before = network_.out_features();
     stage_ = Stage::linear;
     network_.takes_rows = true;
@@ -356,7 +366,8 @@ class Reader {
     RunningAverage average;
     average.layer = network_.program.layers.size() - 1;
     average.momentum = -1;
-    if (momentum != Py_None && (!read_number(momentum, average.momentum) || average.momentum < 0))
+    if (momentum != Py_None &&
+        (!read_number(momentum, average.momentum) || !(average.momentum >= 0)))
       return false;
     for (const auto& [object, place] :
          {std::pair(mean, &average.mean), {variance, &average.variance}}) {
@@ -439,6 +450,7 @@ class Reader {
     if (training == Py_False || probability == 0) return true;
     if (training != Py_True) return false;
     if (stage_ == Stage::closed) pass();
+    network_.draws_first = network_.draws_first || layer().norm == Norm::pass;
     layer().dropout = probability;
     stage_ = Stage::closed;
     return true;
@@ -458,8 +470,10 @@ class Reader {
     const int64_t before = network_.program.layers.size();
     stage_ = Stage::closed;
     ++residuals_;
+    const int64_t outer = std::exchange(begin_, before);
     if (!read_children(state)) return false;
     --residuals_;
+    begin_ = outer;
     const auto& layers = network_.program.layers;
     const int64_t span = layers.size() - before;
     if (span < 1 || span > kMostSkipped) return false;
@@ -481,6 +495,7 @@ class Reader {
   Network& network_;
   Stage stage_ = Stage::closed;
   int residuals_ = 0;  // that are open
+  int64_t begin_ = 0;  // the first layer of the innermost one
 };
 
 }  // namespace

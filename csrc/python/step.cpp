@@ -35,7 +35,8 @@ struct Keys {
            *forward = interned("forward"), *modules = interned("_modules"),
            *param_groups = interned("param_groups"), *state = interned("state"),
            *defaults = interned("defaults"), *opt_called = interned("_opt_called"),
-           *correct = interned("correct"), *chain = interned("_chain");
+           *correct = interned("correct"), *chain = interned("_chain"),
+           *others = interned("_others");
   // Of each optimizer and loss, in the order of its info.
   struct Of {
     std::vector<PyObject*> options, tensors, scalars;  // tensors: a parameter's state, a loss's own
@@ -157,13 +158,16 @@ class StepObjects {
     optimizer_state_ = dict_of(optimizer);
     model_state_ = dict_of(attribute(k.model));
     if (find(model_state_.ptr(), k.forward)) refuse("the model has a forward of its own");
+    others = attribute(k.others);
     hooks = attribute(k.hooks);
-    if (!PyTuple_Check(hooks)) throw py::type_error("expected a tuple of dicts of hooks");
+    if (!PyTuple_Check(hooks) || !PyTuple_Check(others))
+      throw py::type_error("expected tuples of dicts of hooks, and of parameters");
     PyObject* const norm = attribute(k.max_grad_norm);
     max_grad_norm = norm == Py_None ? 0 : number(norm);
   }
 
-  PyObject *loss = nullptr, *hooks = nullptr;
+  // others: parameters of the model that its forward does not use, which have no gradient.
+  PyObject *loss = nullptr, *hooks = nullptr, *others = nullptr;
   int loss_kind = 0, optimizer_kind = 0;
   double max_grad_norm = 0;
 
@@ -205,6 +209,9 @@ class StepObjects {
           "expected an input of two dimensions for a BatchNorm1d or a softmax over dimension 1, "
           "got one of shape " +
           sizes);
+    if (network.draws_first && !given->is_contiguous())
+      refuse("expected a contiguous input for dropout that is drawn in its order, got strides " +
+             c10::str(given->strides()));
     if (given->size(0) < 2)
       throw py::value_error(
           "Expected more than 1 value per channel when training, got an input of "
@@ -259,6 +266,7 @@ class Optimizer {
         defaults_(step.defaults()),
         state_(step.states()),
         network_(network),
+        others_(step.others),
         runs_(runs) {
     PyObject* groups = step.groups();
     if (!PyList_Check(groups) || !PyDict_Check(state_))
@@ -391,6 +399,13 @@ class Optimizer {
     return false;
   }
 
+  bool is_other(PyObject* parameter) const {
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(others_); ++i) {
+      if (PySequence_Fast_GET_ITEM(others_, i) == parameter) return true;
+    }
+    return false;
+  }
+
   int operand(const at::Tensor& parameter) const {
     for (size_t i = 0; i < network_.operands.size(); ++i) {
       if (network_.operands[i].is_same(parameter)) return static_cast<int>(i);
@@ -403,6 +418,7 @@ class Optimizer {
   void read(PyObject* object, const Update& update, bool fused) {
     if (!THPVariable_Check(object)) throw py::type_error("expected a parameter");
     const at::Tensor& parameter = THPVariable_Unpack(object);
+    if (PySequence_Fast_GET_SIZE(others_) > 0 && is_other(object)) return;
     const int place = operand(parameter);
     if (!parameter.requires_grad()) return;  // frozen: torch.optim passes it over
     if (runs_ && has_accumulator_hook(parameter))
@@ -496,6 +512,7 @@ class Optimizer {
   const Keys::Of& keys_;
   PyObject *const defaults_, *const state_;
   const Network& network_;
+  PyObject* const others_;
   const bool runs_;
   Py_ssize_t place_ = 0;  // in the state, after the last parameter asked for
   ParameterUpdates updates_;

@@ -13,10 +13,8 @@ AveragePlaces RunningAverage::lowered() const {
   return places;
 }
 
-void RunningAverage::bump_versions() const {
-  for (const at::Tensor* tensor : {&mean, &variance, &batches}) {
-    if (tensor->defined() && !tensor->is_inference()) tensor->unsafeGetTensorImpl()->bump_version();
-  }
+void RunningAverage::bump_version() const {
+  if (batches.defined() && !batches.is_inference()) batches.unsafeGetTensorImpl()->bump_version();
 }
 
 void check_rows(const Program& program, int64_t rows, int64_t features) {
@@ -37,7 +35,7 @@ void add(const Averages& averages, const Arguments& arguments, const T* next) {
     const int64_t features = arguments.out_features(l);
     if (one->layer == l) {
       add_batch(one->lowered(), arguments.batch(), next, next + features);
-      one->bump_versions();
+      one->bump_version();
       ++one;
     }
     next += 2 * features;

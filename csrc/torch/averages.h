@@ -17,7 +17,8 @@ struct RunningAverage {
   double momentum = 0;        // as of AveragePlaces
 
   AveragePlaces lowered() const;
-  void bump_versions() const;
+  // As torch's operators do: of the count alone.
+  void bump_version() const;
 };
 
 using Averages = c10::SmallVector<RunningAverage, 4>;

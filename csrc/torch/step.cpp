@@ -226,7 +226,7 @@ class Training {
   // What the steps have changed is told to autograd.
   ~Training() {
     if (!has_stepped_) return;
-    for (const RunningAverage& one : averages_) one.bump_versions();
+    for (const RunningAverage& one : averages_) one.bump_version();
     for (const ParameterUpdate& one : updates_) {
       const at::Tensor& parameter = arguments_.operands[one.operand];
       if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();

@@ -163,3 +163,171 @@ def test_more_than_a_chain_is_refused(kind: type[nn.Module], reason: str) -> Non
     model = kind()
     with pytest.raises(TypeError, match=f"{kind.__name__} with a forward of its own{reason}"):
         TrainStep(model, nn.MSELoss(), SGD(model.parameters(), 0.1))
+
+
+# What becomes of a step when its model changes ----------------------------------------------------
+
+
+class Two(nn.Module):
+    """Two layers, and a flag with which it does more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.k = nn.Linear(12, 8), nn.Linear(8, 4), 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.k != 1:
+            return self.c(F.relu(self.a(x.flatten(1)))) * self.k
+        return self.c(F.relu(self.a(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def test_a_step_that_was_refused_is_refused_again() -> None:
+    pair = Pair(Two())
+    pair.model.k = 3
+    x, y = batch()
+    before = copy.deepcopy(pair.model.state_dict())
+    for _ in range(2):
+        with pytest.raises(TypeError, match="more than one chain"):
+            pair.step(x, y)
+        with pytest.raises(TypeError, match="more than one chain"):
+            pair.step.fit((x, y), 3)
+    torch.testing.assert_close(pair.model.state_dict(), before, rtol=0, atol=0)
+    pair.model.k = 1
+    pair.check()
+
+
+def test_a_model_that_is_refused_is_not_taken() -> None:
+    pair, other = Pair(Two()), Two()
+    other.k = 3
+    with pytest.raises(TypeError, match="more than one chain"):
+        pair.step.model = other
+    assert pair.step.model is pair.model
+    pair.check()
+    taken = copy.deepcopy(pair.model)
+    pair.step.model, pair.step.optimizer = taken, SGD(taken.parameters(), 0.1)
+    pair.model, pair.optimizers[1] = taken, pair.step.optimizer
+    pair.check()
+
+
+class Derived(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Described(Two):
+    @property
+    def act(self) -> Any:
+        return F.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.act(self.a(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def by_tanh(self: Any, x: Tensor) -> Tensor:
+    return self.c(torch.tanh(self.a(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def as_tanh(self: Any) -> Any:
+    return torch.tanh
+
+
+class Other(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.tanh(self.a(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def change_class(pair: Pair, patch: pytest.MonkeyPatch) -> None:
+    for model in (pair.model, pair.plain):
+        model.__class__ = Other
+
+
+CHANGES: dict[str, tuple[type[nn.Module], Any]] = {
+    "an inherited forward": (Derived, lambda pair, patch: patch.setattr(Two, "forward", by_tanh)),
+    "a property": (
+        Described,
+        lambda pair, patch: patch.setattr(Described, "act", property(as_tanh)),
+    ),
+    "its class": (Two, change_class),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_changes_in_its_classes_counts(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, change = CHANGES[what]
+    pair, x = Pair(kind()), batch()[0]
+    fused = fastmlp.fuse(pair.model)
+    pair.check()
+    torch.testing.assert_close(fused(x), pair.model(x))
+    change(pair, monkeypatch)
+    pair.check()
+    if what != "its class":
+        torch.testing.assert_close(fused(x), pair.model(x))
+
+
+def test_a_call_of_its_own_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(Other())
+    pair.check()
+    monkeypatch.setattr(
+        Other, "__call__", lambda self, x: nn.Module.__call__(self, x) * 2, raising=False
+    )
+    with pytest.raises(TypeError, match="a call of its own"):
+        pair.step(*batch())
+
+
+class Spare(Two):
+    """With parameters that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "momentum": 0.9}])
+def test_parameters_that_are_not_used_stay(options: dict[str, float]) -> None:
+    pair = Pair(Spare())
+    for optimizer in pair.optimizers:
+        optimizer.param_groups[0].update(options)
+    for _ in range(3):
+        pair.check()
+    assert torch.equal(pair.model.scale, torch.ones(3))
+    assert pair.optimizers[1].state.keys() <= {
+        *pair.model.a.parameters(),
+        *pair.model.c.parameters(),
+    }
+    pair.optimizers[1].add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(RuntimeError, match="that is not the model's"):
+        pair.step(*batch())
+
+
+def test_a_hook_that_comes_and_goes() -> None:
+    pair = Pair(Outer())
+    pair.check()
+    handle = pair.model.net.register_forward_hook(lambda m, x, y: y)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="has a hook"):
+            pair.step(*batch())
+    handle.remove()
+    pair.check()
+
+
+class Inner(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.a(x))) if self.k == 1 else x * self.k
+
+
+def test_blocks_with_a_forward_of_their_own_in_a_sequential() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12))
+    pair = Pair(model)
+    pair.check()
+    for one in (pair.model, pair.plain):
+        torch.manual_seed(2)
+        one.append(Inner().double())
+    for i, one in enumerate((pair.plain, pair.model)):
+        pair.optimizers[i].add_param_group({"params": list(one[2].parameters())})
+    pair.check()
+    pair.model[2].k = 2
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="is not fused"):
+            pair.step(*batch())
+    pair.model[2].k = 1
+    pair.check()

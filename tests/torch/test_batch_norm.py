@@ -12,6 +12,7 @@ from numerics import POISONS
 from torch import Tensor, nn
 from twins import OPTIMIZERS, Twins, assert_close
 
+import fastmlp
 from fastmlp import _C, FusedMLP, Residual, TrainStep
 
 MODE = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -168,11 +169,69 @@ def test_a_count_that_is_not_there(momentum: float | None) -> None:
     assert_fused(model, torch.randn(5, 5, dtype=torch.float64))
 
 
-def test_averages_that_move_are_known_to_be_written() -> None:
+def test_averages_may_move_between_forward_and_backward() -> None:
+    """As torch's operators have it: those of evaluation are not said to be written."""
     model = usual(7)
-    before = [buffer._version for buffer in model.buffers()]
-    model(torch.randn(6, 5, dtype=torch.float64))
-    assert all(b._version > old for b, old in zip(model.buffers(), before, strict=True))
+    plain, x = copy.deepcopy(model).as_sequential(), torch.randn(6, 5, dtype=torch.float64)
+    outcomes = []
+    for network in (model, plain):
+        a, b = network.eval()(x), network.train()(x)
+        outcomes.append(torch.autograd.grad((a - b).square().sum(), list(network.parameters())))
+    torch.testing.assert_close(*outcomes, rtol=1e-9, atol=1e-11)
+    counts = [one.num_batches_tracked._version for one in model if isinstance(one, nn.BatchNorm1d)]
+    model(x)
+    again = [one.num_batches_tracked._version for one in model if isinstance(one, nn.BatchNorm1d)]
+    assert all(new > old for new, old in zip(again, counts, strict=True))
+
+
+@MODE
+@pytest.mark.parametrize("eps", [0.0, -0.5, "small", 0])
+def test_an_eps_that_torch_refuses(eps: object, training: bool) -> None:
+    model, x = usual(7).train(training), torch.randn(6, 5, dtype=torch.float64)
+    model[1].eps = eps
+    outcomes: list[object] = []
+    for network in (model, model.as_sequential(), fastmlp.fuse(model.as_sequential())):
+        try:
+            outcomes.append(network(x))
+        except (ValueError, TypeError) as error:
+            outcomes.append((type(error), str(error)))
+    for other in outcomes[1:]:
+        if isinstance(outcomes[0], Tensor):
+            torch.testing.assert_close(outcomes[0], other)
+        else:
+            assert outcomes[0] == other
+
+
+@pytest.mark.parametrize("momentum", [float("nan"), -0.5, 2, torch.tensor(0.3)])
+def test_a_momentum_of_another_kind(momentum: float) -> None:
+    model, x = usual(7), torch.randn(6, 5, dtype=torch.float64)
+    model[1].momentum = momentum
+    plain = copy.deepcopy(model).as_sequential()
+    assert (model.why_plain(x) is None) == (momentum == 2)
+    for network in (model, plain):
+        network(x)
+    for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def test_a_count_without_averages() -> None:
+    model, x = usual(7), torch.randn(6, 5, dtype=torch.float64)
+    model[1].running_mean = model[1].running_var = None
+    assert "counts batches" in str(model.why_plain(x))
+    model(x)
+    assert model[1].num_batches_tracked == 1
+
+
+def test_one_norm_by_torch_and_in_a_chain() -> None:
+    norm = filled(nn.BatchNorm1d(6))
+    plain = nn.Sequential(norm, nn.LogSigmoid(), nn.Linear(6, 6), norm, nn.ReLU()).double()
+    fused_model, x = fastmlp.fuse(copy.deepcopy(plain)), torch.randn(8, 6, dtype=torch.float64)
+    outcomes = []
+    for network in (fused_model, plain):
+        y = network(x)
+        outcomes.append([y, *torch.autograd.grad(y.square().sum(), list(network.parameters()))])
+    torch.testing.assert_close(*outcomes, rtol=1e-9, atol=1e-11)
+    assert_same_buffers(fused_model, plain)
 
 
 def test_averages_move_without_gradients_too() -> None:

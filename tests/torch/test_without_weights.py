@@ -12,7 +12,8 @@ from numerics import POISONS
 from torch import Tensor, nn
 from twins import LOSSES, Twins
 
-from fastmlp import _C, FusedMLP, Residual
+import fastmlp
+from fastmlp import _C, FusedMLP, Residual, TrainStep
 
 SOFTMAXES = {
     "softmax": lambda: nn.Softmax(-1),
@@ -81,6 +82,67 @@ def test_places(isa: str, place: str, training: bool, rows: int) -> None:
     model[0].requires_grad_(False)
     if len(list(model.parameters())) > len(list(model[0].parameters())):
         assert_as_plain(model, torch.randn(rows, 9, dtype=torch.float64))
+
+
+ORDERED: dict[str, Callable[[], list[nn.Module]]] = {
+    "dropout": lambda: [nn.Dropout(0.5), nn.Linear(6, 4), nn.ReLU()],
+    "tanh, dropout": lambda: [nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 4)],
+    "block, dropout": lambda: [
+        Residual(nn.Linear(6, 6), nn.ReLU()), nn.Dropout(0.5), nn.Linear(6, 4),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ORDERED)
+def test_dropout_is_drawn_in_the_order_of_memory(kind: str) -> None:
+    """torch's is, and a transposed input lies in another than rows do."""
+    model = fused(*ORDERED[kind]())
+    x = torch.randn(8, 6, dtype=torch.float64)
+    assert_fused(model, x)
+    wide = torch.randn(8, 9, dtype=torch.float64)
+    for other in (x.mT.contiguous().mT, wide[:, :6], x[::2], x[:1].expand(8, 6)):
+        outcomes = []
+        for network in (model, fastmlp.fuse(model.as_sequential()), model.as_sequential()):
+            torch.manual_seed(1)
+            outcomes.append(network(other))
+        torch.testing.assert_close(outcomes[0], outcomes[2])
+        torch.testing.assert_close(outcomes[1], outcomes[2])
+    assert "order of an input" in str(model.why_plain(x.mT.contiguous().mT))
+    step = TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(RuntimeError, match="contiguous input for dropout"):
+        step(x.mT.contiguous().mT, torch.zeros(8, 4, dtype=torch.float64))
+
+
+IN_PLACE: dict[str, Callable[[], list[nn.Module]]] = {
+    "in front": lambda: [nn.ELU(inplace=True), nn.Linear(6, 4), nn.ReLU()],
+    "in front, after an identity": lambda: [
+        nn.Identity(), nn.Dropout(0.0), nn.ReLU(inplace=True), nn.Linear(6, 4), nn.ReLU(),
+    ],
+    "first in a block": lambda: [
+        nn.Linear(6, 6), Residual(nn.ELU(inplace=True), nn.Linear(6, 6)), nn.Linear(6, 4),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_in_place_on_what_others_read(kind: str) -> None:
+    model = fused(*IN_PLACE[kind]())
+    x = torch.randn(8, 6, dtype=torch.float64)
+    assert "in place on its input" in str(model.why_plain(x))
+    outcomes = []
+    for network in (model, fastmlp.fuse(model.as_sequential()), model.as_sequential()):
+        given = x.clone()
+        outcomes.append([network(given), given])
+    torch.testing.assert_close(outcomes[0], outcomes[2])
+    torch.testing.assert_close(outcomes[1], outcomes[2])
+
+
+def test_in_place_on_a_layers_own_output_is_fused() -> None:
+    model = fused(
+        nn.Linear(6, 6), nn.SiLU(), nn.ReLU(inplace=True), nn.Linear(6, 6),
+        Residual(nn.Linear(6, 6), nn.ELU(inplace=True)), nn.ReLU(inplace=True), nn.Linear(6, 2),
+    )  # fmt: skip
+    assert_fused(model, torch.randn(8, 6, dtype=torch.float64))
 
 
 def test_over_another_dimension() -> None:
