@@ -67,6 +67,16 @@ def writes_the_input(self: Any, x: Tensor) -> Tensor:
     return self.body(x)
 
 
+def activates_what_is_added(self: Any, x: Tensor) -> Tensor:
+    x = self.fc1(x)
+    h = self.c(self.fc2(F.relu(x, inplace=True)))
+    return F.relu(self.d(x + h))
+
+
+def activates_the_input(self: Any, x: Tensor) -> Tensor:
+    return self.body(F.elu(x.view(-1, 4), inplace=True))
+
+
 def draws_in_turns(self: Any, x: Tensor) -> Tensor:
     h = F.dropout(self.fc1(x), 0.5, self.training)
     z = self.d(F.dropout(F.relu(self.c(x)), 0.5, self.training))
@@ -196,7 +206,8 @@ def made_in_it(self: Any, x: Tensor) -> Tensor:
 DOES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     one.__name__: (one, {})
     for one in (
-        adds_in_place, scales_a_view, writes_the_input, draws_in_turns, draws_modules_in_turns,
+        adds_in_place, scales_a_view, writes_the_input, activates_what_is_added,
+        activates_the_input, draws_in_turns, draws_modules_in_turns,
         draws_otherwise, flattens_to_one, flattens_by_torch, by_chance, by_numpys_chance, seeds,
         leaves_autocast, writes_a_weight, tells_a_list, prints, asks_its_type,
         asks_the_name_of_its_type, asks_for_a_node, asks_its_own_class, asks_for_autocast,
