@@ -139,7 +139,7 @@ class TrainStep:
     def _follow_forward(self) -> None:
         """Reads the model's own forward anew, where what it depends on has changed."""
         plan = self._plan
-        if plan is not None and not (type(self.model) is self._kind and plan.holds()):
+        if type(self.model) is not self._kind or not (plan is None or plan.holds()):
             self._read_forward()
 
     def _hook_dicts(self) -> tuple[dict[Any, Any], ...]:
@@ -176,7 +176,7 @@ class TrainStep:
             TypeError, ValueError: x and y do not fit together.
             IndexError: a class out of bounds.
         """
-        if self._plan is not None:
+        if self._plan is not None or type(self.model) is not self._kind:
             self._follow_forward()
         loss = _C.train_step(self, x, y)
         if loss is None:  # a module may have become one that is read in another way

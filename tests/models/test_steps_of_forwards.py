@@ -264,6 +264,21 @@ def test_what_changes_in_its_classes_counts(what: str, monkeypatch: pytest.Monke
         torch.testing.assert_close(fused(x), pair.model(x))
 
 
+def test_a_sequential_that_becomes_another_class() -> None:
+    class Doubled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)  # type: ignore[no-any-return]
+
+    pair = Pair(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)))
+    pair.check()
+    pair.model.__class__ = Doubled
+    for _ in range(2):
+        with pytest.raises(TypeError, match="forward of its own"):
+            pair.step(*batch())
+    pair.model.__class__ = nn.Sequential
+    pair.check()
+
+
 def test_a_call_of_its_own_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(Other())
     pair.check()
