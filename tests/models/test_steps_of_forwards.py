@@ -78,6 +78,15 @@ class Pair:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_a_layer_alone() -> None:
+    model = nn.Linear(5, 3)
+    twin, x, y = copy.deepcopy(model), torch.randn(6, 5), torch.arange(6) % 3
+    step = TrainStep(model, nn.CrossEntropyLoss(), SGD(model.parameters(), 0.1))
+    loss = plain_step(twin, nn.CrossEntropyLoss(), SGD(twin.parameters(), 0.1), x, y)
+    torch.testing.assert_close(step(x, y), loss)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
 @pytest.mark.parametrize("kind", [Net, Outer, Holder])
 @pytest.mark.parametrize("fuse", [False, True])
 def test_as_the_loop(kind: type[nn.Module], fuse: bool) -> None:

@@ -1169,7 +1169,7 @@ def transpose_memory(model: nn.Module) -> None:
 
 
 REFUSED: dict[str, tuple[type[Exception], str, Callable[[], TrainStep]]] = {
-    "module": (TypeError, "FusedMLP or an nn.Sequential", lambda: build(nn.Linear(4, 3))),
+    "module": (TypeError, "FusedMLP or an nn.Sequential", lambda: build(nn.Bilinear(4, 4, 3))),
     "subclass": (TypeError, "Doubled", lambda: build(Doubled(nn.Linear(4, 3)))),
     "fused-subclass": (TypeError, "DoubledFused", lambda: build(DoubledFused([4, 3]))),
     "own-forward": (ValueError, "forward of its own", lambda: build(prepare=own_forward)),
