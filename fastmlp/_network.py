@@ -127,7 +127,8 @@ class Network:
                 "the input is not of two dimensions, and the model has a BatchNorm1d or a softmax "
                 "over dimension 1"
             )
-        if self.draws_first and not self.flat(input).is_contiguous():
+        # torch's mask lies, and is drawn, as memory like the input's would.
+        if self.draws_first and not torch.empty_like(self.flat(input)).is_contiguous():
             return "dropout is drawn in the order of an input that is not contiguous"
         if self.finds_statistics and input.size(0) < 2:
             return "a BatchNorm1d finds no statistics in fewer than two rows"

@@ -27,9 +27,8 @@ struct Network {
   Averages averages;
   // What lies before the first layer: nothing, an nn.Flatten, or modules.py's Rows.
   enum class Flattens : uint8_t { no, flatten, view, reshape } flattens = Flattens::no;
-  int64_t row_features =
-      -1;  // of Rows: features of a row; -1: one row for each of the first dimension
-  bool takes_rows = false;  // whether more dimensions than two would mean something else
+  int64_t row_features = -1;  // of Rows; -1: a row for each element of the first dimension
+  bool takes_rows = false;    // whether more dimensions than two would mean something else
   // Whether dropout may be given what lies in memory as the input does: torch draws in that order.
   bool draws_first = false;
   int64_t in_features = -1;  // that the first layer expects, where no operand tells

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,20 @@ def assert_as_plain(model: FusedMLP, x: Tensor, seed: int = 7) -> Tensor:
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-10, atol=1e-12)
     assert torch.equal(outcomes[0][-1], outcomes[1][-1])
     return outcomes[0][0]
+
+
+def assert_same_bits_on_threads(start: nn.Module, x: Tensor) -> None:
+    """Output, gradients and buffers of a model are the same to the bit on one, two and three."""
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        model = copy.deepcopy(start)
+        y = model(x)
+        grads = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+        results.append([y, *grads, *model.buffers()])
+    torch.set_num_threads(1)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def hooked(module: nn.Module) -> nn.Module:
