@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from fastmlp import _activations
 # Op of csrc/network/program.h
 _LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM, _SKIP_OVER = range(8)
 _NO_WEIGHT = 2  # what the number of a norm has where there is none
-_BATCH_NORM, _FIXED_NORM, _SOFTMAX, _LOG_SOFTMAX, _PASS = range(8, 13)
+_BATCH_NORM, _FIXED_NORM, _SOFTMAX, _LOG_SOFTMAX, _PASS, _PRELU = range(8, 14)
 
 
 class Norm(Enum):
@@ -29,9 +30,11 @@ class Norm(Enum):
     SOFTMAX = _SOFTMAX
     LOG_SOFTMAX = _LOG_SOFTMAX
     PASS = _PASS  # nothing, for what follows a layer that has its own already
+    PRELU = _PRELU  # of one weight for each feature, or for all
 
 
-_WITHOUT_PARAMETERS = (Norm.SOFTMAX, Norm.LOG_SOFTMAX, Norm.PASS)
+# Of what a number tells which parameters there are, and what has an eps.
+_NORMS = (Norm.LAYER, Norm.RMS, Norm.BATCH, Norm.FIXED)
 
 
 @dataclass
@@ -52,6 +55,12 @@ class Layer:
     eps: float = 0.0  # the norm's
     mean: Tensor | None = None  # of Norm.FIXED
     variance: Tensor | None = None
+    averages: nn.BatchNorm1d | None = None  # of Norm.BATCH: what keeps them
+
+    @property
+    def whole_weight(self) -> Tensor | None:
+        """The weight, where it is as long as the output has features."""
+        return None if self.norm is Norm.PRELU else self.weight
 
     @property
     def operands(self) -> list[Tensor]:
@@ -77,6 +86,8 @@ class Layer:
             return F.softmax(x, -1)
         if self.norm is Norm.LOG_SOFTMAX:
             return F.log_softmax(x, -1)
+        if self.norm is Norm.PRELU:
+            return F.prelu(x, weight)  # type: ignore[arg-type]
         return x
 
 
@@ -96,24 +107,33 @@ class Network:
 
     @property
     def weights(self) -> list[Tensor]:
-        """Of all layers that have one, which is all with a product."""
-        return [layer.weight for layer in self.layers if layer.weight is not None]
+        """Of all layers that have one as long as their output, as all with a product have."""
+        return [one for one in (layer.whole_weight for layer in self.layers) if one is not None]
 
     @property
     def draws_first(self) -> bool:
         """Whether dropout may be given what lies in memory as the input does."""
-        return any(layer.norm is Norm.PASS and layer.dropout for layer in self.layers)
+        lies_as_input = (Norm.PASS, Norm.PRELU)
+        return any(layer.norm in lies_as_input and layer.dropout for layer in self.layers)
 
     @property
     def finds_statistics(self) -> bool:
         """Whether there are norms over the batch, which modules keep averages of."""
         return any(layer.norm is Norm.BATCH for layer in self.layers)
 
+    @property
+    def averages(self) -> list[Tensor]:
+        """What modules keep of the statistics that the network finds."""
+        modules = [layer.averages for layer in self.layers if layer.averages is not None]
+        both = [one for module in modules for one in (module.running_mean, module.running_var)]
+        return [one for one in both if one is not None]
+
     def out_features(self, in_features: int) -> list[int]:
         """Of each layer."""
         features = []
         for layer in self.layers:
-            in_features = in_features if layer.weight is None else layer.weight.size(0)
+            weight = layer.whole_weight
+            in_features = in_features if weight is None else weight.size(0)
             features.append(in_features)
         return features
 
@@ -124,8 +144,8 @@ class Network:
             return "the input has fewer than two dimensions, and the model begins with Flatten"
         if self.takes_rows and rows != 2:
             return (
-                "the input is not of two dimensions, and the model has a BatchNorm1d or a softmax "
-                "over dimension 1"
+                "the input is not of two dimensions, and the model has a BatchNorm1d, a PReLU of "
+                "several weights or a softmax over dimension 1"
             )
         # torch's mask lies, and is drawn, as memory like the input's would.
         if self.draws_first and not torch.empty_like(self.flat(input)).is_contiguous():
@@ -154,11 +174,11 @@ class Network:
         constants: list[float] = []
         for layer in self.layers:
             program.append(layer.norm.value)
-            if layer.norm not in _WITHOUT_PARAMETERS:
+            if layer.norm is Norm.NONE:
                 program.append(int(layer.bias is not None))
-                if layer.norm is not Norm.NONE:
-                    program[-1] += _NO_WEIGHT * (layer.weight is None)
-                    constants.append(layer.eps)
+            elif layer.norm in _NORMS:
+                program.append((layer.bias is not None) + _NO_WEIGHT * (layer.weight is None))
+                constants.append(layer.eps)
             operands += layer.operands
             if layer.activation:
                 program += [_ACTIVATION, layer.activation]
@@ -186,6 +206,25 @@ class Network:
 
         return self.encoded(draw)
 
+    def add_batch(self, statistics: Tensor, in_features: int, rows: int) -> None:
+        """Takes what mlp_train finds of so many rows into the averages, as torch's modules do."""
+        for layer, features in zip(self.layers, self.out_features(in_features), strict=True):
+            if layer.norm is not Norm.BATCH:
+                continue
+            mean, variance = statistics[:features], statistics[features : 2 * features]
+            statistics = statistics[2 * features :]
+            module = layer.averages
+            if module is None or module.running_mean is None or module.running_var is None:
+                continue
+            share: Any = module.momentum
+            if module.num_batches_tracked is not None:
+                module.num_batches_tracked.add_(1)
+                if share is None:
+                    share = 1 / module.num_batches_tracked.to(mean.dtype)
+            share = 0.0 if share is None else share
+            module.running_mean.mul_(1 - share).add_(mean * share)
+            module.running_var.mul_(1 - share).add_(variance * (rows / (rows - 1)) * share)
+
     def plain(self, input: Tensor) -> Tensor:
         """The reference path: the same network as torch operations."""
         inputs = []
@@ -201,7 +240,7 @@ class Network:
 
 def why_plain_when_compiled(input: Tensor, network: Network) -> str | None:
     """Why the operators do not take it under torch.compile, which traces this function."""
-    for tensor in (input, *network.operands):
+    for tensor in (input, *network.operands, *network.averages):
         if tensor.device.type != "cpu":
             return "not on the CPU"
         if tensor.dtype != input.dtype or tensor.dtype not in (torch.float32, torch.float64):

@@ -479,7 +479,7 @@ def _dropout(p: Any = 0.5, training: Any = True, inplace: Any = False) -> nn.Mod
 _QUIET_MODULES = frozenset(
     (
         nn.Linear, nn.Identity, nn.Flatten, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d,
-        nn.BatchNorm2d, nn.Conv1d, nn.Conv2d,
+        nn.BatchNorm2d, nn.Conv1d, nn.Conv2d, nn.PReLU,
     )
 )  # fmt: skip
 _OF_CHANCE = ("dropout",)  # what _source.py lets through

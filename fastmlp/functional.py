@@ -87,11 +87,18 @@ def mlp(
 
 
 def run(input: Tensor, network: Network) -> Tensor:
-    """The network, fused where it can be, plain elsewhere; not one that finds statistics."""
+    """The network, fused where it can be, plain elsewhere; one that finds statistics only where
+    :func:`~fastmlp.modules.runs` says so."""
     input = network.flat(input)
     if torch.compiler.is_compiling():
         if why_plain_when_compiled(input, network) is None:
-            result: Tensor = torch.ops.fastmlp.mlp(input, *network.drawn(input))
+            result: Tensor
+            if not network.finds_statistics:
+                result = torch.ops.fastmlp.mlp(input, *network.drawn(input))
+                return result
+            result, statistics = torch.ops.fastmlp.mlp_train(input, *network.drawn(input))
+            with torch.no_grad():
+                network.add_batch(statistics, input.size(-1), input.size(0))
             return result
         return network.plain(input)
     if forward_ad._current_level < 0:

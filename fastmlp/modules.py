@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from torch.utils._device import DeviceContext
 
 from fastmlp import _activations, functional
-from fastmlp._network import Layer, Network, Norm
+from fastmlp._network import Layer, Network, Norm, why_plain_when_compiled
 from fastmlp._ops import _C
 
 __all__ = ["FusedLinear", "FusedMLP", "Residual"]
@@ -159,6 +159,8 @@ class Reader:
             return self.read_norm(name, module, _NORMS[kind])
         if kind is nn.BatchNorm1d:
             return self.read_batch_norm(name, module)
+        if kind is nn.PReLU:
+            return self.read_prelu(name, module)
         if kind in _SOFTMAXES:
             return self.read_softmax(name, module, _SOFTMAXES[kind])
         if kind is nn.Flatten or kind is Rows:
@@ -195,8 +197,7 @@ class Reader:
         weight = module._parameters.get("weight")
         if weight is None or "bias" not in module._parameters:
             return f"the parameters of module {name} are computed"
-        self.network.layers.append(Layer(weight, module._parameters["bias"]))
-        self.takes_activation = self.takes_dropout = True
+        self.append(Layer(weight, module._parameters["bias"]))
         if type(module) is not FusedLinear:
             return None
         number = _activations.NUMBERS.get(module.activation)
@@ -235,10 +236,29 @@ class Reader:
         if module.training and module.track_running_stats and mean is None and count is not None:
             return f"module {name} counts batches without averages of them"
         layer = Layer(weight, bias, norm=Norm.BATCH, eps=float(module.eps))
+        if module.training and module.track_running_stats:
+            layer.averages = module
         if not finds:
             layer.norm, layer.mean, layer.variance = Norm.FIXED, mean, variance
         self.network.takes_rows = True
         return self.append_norm(name, layer, module.num_features)
+
+    def read_prelu(self, name: str, module: nn.Module) -> str | None:
+        weight = module._parameters.get("weight")
+        if weight is None:
+            return f"the parameters of module {name} are computed"
+        if weight.dim() != 1:
+            return f"the weight of module {name} is not one-dimensional"
+        layer = Layer(weight, None, norm=Norm.PRELU)
+        if weight.size(0) != 1:
+            self.network.takes_rows = True
+            return self.append_norm(name, layer, weight.size(0))
+        self.append(layer)
+        return None
+
+    def append(self, layer: Layer) -> None:
+        self.network.layers.append(layer)
+        self.takes_activation = self.takes_dropout = True
 
     def append_norm(self, name: str, layer: Layer, features: int) -> str | None:
         weights = self.network.weights
@@ -247,8 +267,7 @@ class Reader:
             self.network.in_features = before = features
         if before != features:
             return f"module {name} is a norm of {features} features, and is given {before}"
-        self.network.layers.append(layer)
-        self.takes_activation = self.takes_dropout = True
+        self.append(layer)
         return None
 
     def read_softmax(self, name: str, module: Any, norm: Norm) -> str | None:
@@ -256,8 +275,7 @@ class Reader:
             return f"module {name} is over dimension {module.dim}, not over the last one"
         if module.dim == 1:
             self.network.takes_rows = True
-        self.network.layers.append(Layer(None, None, norm=norm))
-        self.takes_activation = self.takes_dropout = True
+        self.append(Layer(None, None, norm=norm))
         return None
 
     def add_pass(self) -> None:
@@ -293,7 +311,7 @@ class Reader:
             return f"module {name}: it holds another block"
         if len(layers) > _MOST_SKIPPED:
             return f"module {name}: it holds more than {_MOST_SKIPPED} layers"
-        weights = [layer.weight for layer in layers if layer.weight is not None]
+        weights = Network(layers).weights
         if weights[0].size(-1) != weights[-1].size(0):
             return f"module {name}: its output is not as wide as its input"
         self.layer.skip = len(layers)
@@ -303,7 +321,11 @@ class Reader:
 
 def runs(network: Network, input: Tensor) -> bool:
     """Whether the network of some modules does all that they do to an input."""
-    return not network.finds_statistics and input.dim() > 0 and network.why_modules(input) is None
+    if input.dim() == 0 or network.why_modules(input) is not None:
+        return False
+    if not network.finds_statistics:
+        return True
+    return is_compiling() and why_plain_when_compiled(network.flat(input), network) is None
 
 
 def runs_its_modules(module: Any) -> bool:
@@ -625,6 +647,7 @@ _C.know_modules(
         "batch_norm": nn.BatchNorm1d,
         "softmax": nn.Softmax,
         "log_softmax": nn.LogSoftmax,
+        "prelu": nn.PReLU,
         "read_as": READ_AS,
         "device_context": DeviceContext,
         "containers": list(_CONTAINERS),

@@ -38,13 +38,15 @@ struct LayerSpec {
   // What backward is to find.
   Gradient weight_gradient = Gradient::none, bias_gradient = Gradient::none;
   Norm norm = Norm::none;  // in_features == out_features where there is one
-  uint8_t unused[3] = {};
+  bool shares_weight = false;  // of Norm::prelu: whether there is one for all features
+  uint8_t unused[2] = {};
 
   bool is_output_activated() const { return !noise && !skip; }
   int64_t skip_from(int64_t l) const { return l + 1 - skip; }  // of layer l, where there is one
   bool is_norm() const { return norm != Norm::none; }
   int64_t weight_elements() const {
-    return !has_weight(norm) ? 0 : is_norm() ? out_features : out_features * in_features;
+    if (!has_weight(norm)) return 0;
+    return shares_weight ? 1 : is_norm() ? out_features : out_features * in_features;
   }
   bool is_trained() const {
     return weight_gradient != Gradient::none || bias_gradient != Gradient::none;
@@ -84,7 +86,7 @@ struct Update;
 // Where a layer's operands lie, of the network's dtype.
 struct LayerMemory {
   // [out_features, in_features], contiguous along in_features; of a norm that has one
-  // [out_features], contiguous
+  // [out_features], contiguous, or [1] where it is shared
   const void* weight = nullptr;
   const void* bias = nullptr;   // [out_features], contiguous
   const void* noise = nullptr;  // [batch, out_features], contiguous

@@ -14,19 +14,22 @@ enum class Norm : uint8_t {
   fixed,  // … with a mean and a variance that are given
   softmax,
   log_softmax,
-  pass,  // x itself: for what follows a layer where that has its own already
+  pass,   // x itself: for what follows a layer where that has its own already
+  prelu,  // x where x > 0, else x · weight; K. He et al., Delving Deep into Rectifiers, 2015
 };
-inline constexpr int kNorms = 8;
+inline constexpr int kNorms = 9;
 
-// Whether it is multiplied by a weight, where there is none by ones.
-constexpr bool has_weight(Norm norm) { return norm < Norm::softmax; }
-// Whether a row of it comes of more than one row, or of numbers for each column alone.
-constexpr bool is_by_columns(Norm norm) {
-  return norm == Norm::batch || norm == Norm::fixed || norm == Norm::pass;
-}
+// Whether it divides by a deviation, to which an eps is added.
+constexpr bool has_eps(Norm norm) { return norm > Norm::none && norm < Norm::softmax; }
+// Whether there is a weight: of what has an eps, where there is none, ones.
+constexpr bool has_weight(Norm norm) { return norm < Norm::softmax || norm == Norm::prelu; }
 // Whether an element of it comes of the same one alone.
-constexpr bool is_elementwise(Norm norm) { return norm == Norm::fixed || norm == Norm::pass; }
+constexpr bool is_elementwise(Norm norm) { return norm == Norm::fixed || norm >= Norm::pass; }
+// Whether a row of it comes of more than one row, or of numbers for each column alone.
+constexpr bool is_by_columns(Norm norm) { return norm == Norm::batch || is_elementwise(norm); }
 // Whether its gradient is formed from its input.
-constexpr bool reads_input(Norm norm) { return norm != Norm::none && !is_elementwise(norm); }
+constexpr bool reads_input(Norm norm) {
+  return norm != Norm::none && norm != Norm::fixed && norm != Norm::pass;
+}
 
 }  // namespace fastmlp

@@ -13,10 +13,14 @@ namespace {
 
 // Of each norm, the op that begins a layer of it.
 constexpr Op kBeginnings[kNorms] = {Op::linear,     Op::layer_norm, Op::rms_norm,    Op::batch_norm,
-                                    Op::fixed_norm, Op::softmax,    Op::log_softmax, Op::pass};
+                                    Op::fixed_norm, Op::softmax,    Op::log_softmax, Op::pass,
+                                    Op::prelu};
 
 // What the number of a norm has where there is no weight.
 constexpr int64_t kNoWeight = 2;
+
+// Whether a number tells which parameters there are.
+bool has_number(Norm norm) { return norm == Norm::none || has_eps(norm); }
 
 // Reads numbers one after the other.
 template <typename Number>
@@ -59,10 +63,9 @@ void encode(const Program& program, Numbers& numbers, Constants& constants) {
   const auto add = [&](Op op) { numbers.push_back(static_cast<int64_t>(op)); };
   for (const LayerOps& layer : program.layers) {
     add(kBeginnings[static_cast<int>(layer.norm)]);
-    if (has_weight(layer.norm)) {
+    if (has_number(layer.norm))
       numbers.push_back((layer.bias >= 0) + kNoWeight * (layer.weight < 0));
-      if (layer.norm != Norm::none) constants.push_back(layer.eps);
-    }
+    if (has_eps(layer.norm)) constants.push_back(layer.eps);
     if (layer.activation != 0) {
       add(Op::activation);
       numbers.push_back(layer.activation);
@@ -89,17 +92,16 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
   int64_t skipped = 0;  // layers up to the last one whose output something is added to
   while (!codes.at_end()) {
     const int64_t code = codes.take("an op");
-    if (code < 0 || code > static_cast<int64_t>(Op::pass))
+    if (code < 0 || code > static_cast<int64_t>(Op::prelu))
       refuse("with the unknown op " + std::to_string(code));
     const Op op = static_cast<Op>(code);
     const Op* const begun = std::find(kBeginnings, kBeginnings + kNorms, op);
     if (begun != kBeginnings + kNorms) {
       const auto norm = static_cast<Norm>(begun - kBeginnings);
-      const int64_t has = has_weight(norm) ? codes.take("whether there is a bias") : 0;
-      const bool has_eps = has_weight(norm) && norm != Norm::none;
-      if (has < 0 || has > (has_eps ? 1 + kNoWeight : 1))
+      const int64_t has = has_number(norm) ? codes.take("whether there is a bias") : 0;
+      if (has < 0 || has > (has_eps(norm) ? 1 + kNoWeight : 1))
         refuse("with a layer of unknown parameters, " + std::to_string(has));
-      program.add(norm, has_eps ? rest.take("a norm's eps") : 0, (has & 1) != 0,
+      program.add(norm, has_eps(norm) ? rest.take("a norm's eps") : 0, (has & 1) != 0,
                   (has & kNoWeight) == 0);
       last = static_cast<int64_t>(Op::linear);
       continue;

@@ -29,6 +29,7 @@ enum class Op : int64_t {
   softmax,     // nothing more, as the next two
   log_softmax,
   pass,
+  prelu,  // operands: weight, of as many elements as there are features, or one
 };
 inline constexpr int kMostSkipped = 255;
 
@@ -44,6 +45,8 @@ struct LayerOps {
 
   // Whether its output is what the activation gives.
   bool is_output_activated() const { return noise < 0 && skip == 0; }
+  // Whether the weight is as long as the output has features.
+  bool has_whole_weight() const { return weight >= 0 && norm != Norm::prelu; }
 };
 
 struct Program {

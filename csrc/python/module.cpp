@@ -194,7 +194,7 @@ py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
   return names_of(ones);
 }
 
-// classes: of linear, fused_linear, dropout, residual, flatten, rows, the norms and softmaxes,
+// classes: of linear, fused_linear, dropout, residual, flatten, rows, the norms, softmaxes and prelu,
 // device_context, containers, and of each activation in turn; read_as: which others are read as one
 // of these.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
@@ -215,6 +215,7 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   names.batch_norm = held(classes["batch_norm"]);
   names.softmax = held(classes["softmax"]);
   names.log_softmax = held(classes["log_softmax"]);
+  names.prelu = held(classes["prelu"]);
   names.read_as = held(classes["read_as"]);
   names.device_context = held(classes["device_context"]);
   for (const auto& one : classes["containers"]) names.containers.push_back(held(one));
@@ -273,11 +274,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("know_modules", know_modules);
   m.def("know_training", know_training);
   // For the fakes, whose sizes may be symbols: of each layer, the weight's place among the operands
-  // (-1: none) and whether it is a batch norm; and what saved_layers() tells.
+  // (-1: none of as many rows) and whether it is a batch norm; and what saved_layers() tells.
   m.def("layers", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants) {
     std::vector<std::pair<int64_t, bool>> layers;
     for (const LayerOps& layer : decode(numbers, constants).layers)
-      layers.emplace_back(layer.weight, layer.norm == Norm::batch);
+      layers.emplace_back(layer.has_whole_weight() ? layer.weight : -1, layer.norm == Norm::batch);
     return layers;
   });
   m.def("saved_layers", [](const std::vector<int64_t>& numbers,

@@ -76,7 +76,7 @@ at::Tensor Network::flat(const at::Tensor& input) const {
 
 int64_t Network::out_features() const {
   int64_t l = program.layers.size() - 1;
-  while (l >= 0 && program.layers[l].weight < 0) --l;
+  while (l >= 0 && !program.layers[l].has_whole_weight()) --l;
   return l < 0 ? in_features : operands[program.layers[l].weight].size(0);
 }
 
@@ -100,7 +100,7 @@ std::string Network::append(PyObject* weight, PyObject* bias, Norm norm, double 
       reason =
           std::string(what) + (is_matrix ? " is not two-dimensional" : " is not one-dimensional");
     } else if (object == weight) {
-      features = tensor->size(0);
+      if (norm != Norm::prelu) features = tensor->size(0);
     } else if (features >= 0 && tensor->size(0) != features) {
       reason = std::string(what) + " is not of shape (out_features,)";
     } else if ((object == mean || object == variance) && tensor->requires_grad()) {
@@ -230,6 +230,7 @@ class Reader {
     if (type == names_.batch_norm) return read_batch_norm(state);
     if (type == names_.softmax) return read_softmax(state, Norm::softmax);
     if (type == names_.log_softmax) return read_softmax(state, Norm::log_softmax);
+    if (type == names_.prelu) return read_prelu(state);
     for (PyObject* container : names_.containers) {
       if (type == container) return read_children(state);
     }
@@ -313,8 +314,9 @@ class Reader {
 
   // Whether the last layer's input has as many features as a module says.
   bool has_features(int64_t before, PyObject* features) {
-    if (!PyLong_CheckExact(features)) return false;
-    const int64_t expected = PyLong_AsLongLong(features);
+    return PyLong_CheckExact(features) && has_features(before, PyLong_AsLongLong(features));
+  }
+  bool has_features(int64_t before, int64_t expected) {
     if (before < 0 && network_.in_features < 0) network_.in_features = expected;
     return before < 0 || before == expected;
   }
@@ -328,6 +330,18 @@ class Reader {
     network_.program.add(norm, 0, false);
     stage_ = Stage::linear;
     return true;
+  }
+
+  bool read_prelu(PyObject* state) {
+    PyObject* const weight = tensor(state, names_.parameters, names_.weight);
+    if (!weight || weight == Py_None) return false;
+    const int64_t before = network_.out_features();
+    stage_ = Stage::linear;
+    if (!network_.append(weight, Py_None, Norm::prelu).empty()) return false;
+    const int64_t weights = network_.operands.back().size(0);
+    if (weights == 1) return true;
+    network_.takes_rows = true;
+    return has_features(before, weights);
   }
 
   // As BatchNorm1d.forward reads itself, of rows.
@@ -450,7 +464,7 @@ class Reader {
     if (training == Py_False || probability == 0) return true;
     if (training != Py_True) return false;
     if (stage_ == Stage::closed) pass();
-    network_.draws_first = network_.draws_first || layer().norm == Norm::pass;
+    network_.draws_first = network_.draws_first || layer().norm >= Norm::pass;
     layer().dropout = probability;
     stage_ = Stage::closed;
     return true;
@@ -480,7 +494,7 @@ class Reader {
     bool has_product = false;
     for (int64_t l = before; l < layers.size(); ++l) {
       if (layers[l].skip > 0) return false;         // a block in a block
-      if (!has_product && layers[l].weight >= 0) {  // whose input is the block's
+      if (!has_product && layers[l].has_whole_weight()) {  // whose input is the block's
         if (network_.operands[layers[l].weight].size(-1) != network_.out_features()) return false;
       }
       has_product = has_product || layers[l].norm == Norm::none;

@@ -75,6 +75,7 @@ struct Known {
   PyObject* batch_norm = nullptr;
   PyObject* softmax = nullptr;
   PyObject* log_softmax = nullptr;
+  PyObject* prelu = nullptr;
   PyObject* device_context = nullptr;  // the mode that torch.set_default_device() enters
   std::vector<PyObject*> containers;   // classes that run their modules one after the other
   std::vector<KnownActivation> activations;

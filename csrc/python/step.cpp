@@ -206,8 +206,8 @@ class StepObjects {
       refuse("the input has one dimension, and the model begins with Flatten");
     if (network.takes_rows && !flattens && given->dim() != 2)
       refuse(
-          "expected an input of two dimensions for a BatchNorm1d or a softmax over dimension 1, "
-          "got one of shape " +
+          "expected an input of two dimensions for a BatchNorm1d, a PReLU of several weights or a "
+          "softmax over dimension 1, got one of shape " +
           sizes);
     if (network.draws_first && !given->is_contiguous())
       refuse("expected a contiguous input for dropout that is drawn in its order, got strides " +

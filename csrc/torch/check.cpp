@@ -22,7 +22,11 @@ void check_parameters(const Arguments& a) {
     const bool is_norm = layer.norm != Norm::none;
     TORCH_CHECK(is_norm || weight.dim() == 2, "fastmlp: expected weight ", l,
                 " of shape (out_features, in_features), got ", weight.sizes());
-    if (is_norm) {
+    if (layer.norm == Norm::prelu) {
+      TORCH_CHECK(weight.dim() == 1 && (weight.size(0) == 1 || weight.size(0) == features),
+                  "fastmlp: expected the weight of a PReLU, ", l, ", of shape (1) or (", features,
+                  ") for an input of ", features, " features, got ", weight.sizes());
+    } else if (is_norm) {
       TORCH_CHECK(weight.dim() == 1 && weight.size(0) == features,
                   "fastmlp: expected the weight of a norm, ", l, ", of shape (", features,
                   ") for an input of ", features, " features, got ", weight.sizes());
@@ -36,7 +40,7 @@ void check_parameters(const Arguments& a) {
                   " of shape (out_features, ", features, ") after a layer of ", features,
                   " features, got ", weight.sizes());
     }
-    features = weight.size(0);
+    if (layer.has_whole_weight()) features = weight.size(0);
     TORCH_CHECK(weight.scalar_type() == a.input.scalar_type(),
                 "fastmlp: mat1 and mat2 must have the same dtype, but got ", a.input.scalar_type(),
                 " (input) and ", weight.scalar_type(), " (weight ", l, ")");

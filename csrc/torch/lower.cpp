@@ -77,6 +77,7 @@ Lowered lower(const Arguments& a) {
     layer.in_features = features;
     if (layer.is_norm()) {
       memory.weight = column_numbers(ops.weight);
+      layer.shares_weight = layer.norm == Norm::prelu && a.operands[ops.weight].size(0) == 1;
       if (ops.weight < 0 && has_weight(layer.norm)) {
         lowered.copies.push_back(ones(features, a.input.options()));
         memory.weight = lowered.copies.back().const_data_ptr();

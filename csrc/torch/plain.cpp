@@ -53,6 +53,8 @@ at::Tensor sums(const Arguments& a, const LayerOps& layer, const at::Tensor& x) 
       return at::log_softmax(x, -1);
     case Norm::pass:
       return x;
+    case Norm::prelu:
+      return at::prelu(x, *weight);
   }
   TORCH_INTERNAL_ASSERT(false, "a norm without its operation");
 }

@@ -744,7 +744,7 @@ def selu() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 64), nn.SELU(), nn.AlphaDropout(0.1), nn.Linear(64, 2))
 
 
-@pattern("PReLU, whose slope is learned", numbers(12), 0.0)
+@pattern("PReLU, whose slope is learned", numbers(12), steps=True)
 def prelu() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 64), nn.PReLU(), nn.Linear(64, 2))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from blocks import assert_as_plain, assert_same_bits_on_threads
 from numerics import POISONS
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from twins import OPTIMIZERS, Twins, assert_close
 
 import fastmlp
@@ -451,18 +453,59 @@ def test_a_last_batch_of_one_row_is_an_error_as_in_torch() -> None:
         step(x.view(3, 3, 7), y.view(3, 3))
 
 
+def operators(graphs: list[torch.fx.GraphModule]) -> set[str]:
+    """Names of those of fastmlp in what was traced."""
+    nodes = (node for graph in graphs for node in graph.graph.nodes)
+    return {
+        node.target.name().split("::")[1]
+        for node in nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fastmlp"
+    }
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "momentum None": {"momentum": None},
+    "momentum 0": {"momentum": 0.0},
+    "not affine": {"affine": False},
+    "without averages": {"track_running_stats": False},
+}
+
+
 @MODE
-def test_compiled(training: bool) -> None:
-    model = usual(8).train(training)
-    plain = copy.deepcopy(model).as_sequential()
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("uses", ["FusedMLP", "fuse"])
+def test_compiled(training: bool, options: str, uses: str) -> None:
+    model = usual(8)
+    for place in (1, 5):
+        model[place] = nn.BatchNorm1d(8, dtype=torch.float64, **OPTIONS[options])
+    plain = copy.deepcopy(model).as_sequential().train(training)
+    network: nn.Module = model if uses == "FusedMLP" else fastmlp.fuse(model.as_sequential())
+    network.train(training)
     x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    outcomes = []
-    for network in (compiled, plain):
-        y = network(x)
-        outcomes.append([y, *torch.autograd.grad(y.sum(), [x, *network.parameters()])])
-    torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-12)
+    graphs: list[torch.fx.GraphModule] = []
+    backend = aot_autograd(fw_compiler=lambda graph, _: graphs.append(graph) or graph)  # type: ignore[func-returns-value]
+    compiled = torch.compile(network, backend=backend, fullgraph=True)
+    for rows in (6, 6, 9):
+        x = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
+        outcomes = []
+        for one in (compiled, plain):
+            y = one(x)
+            outcomes.append([y, *torch.autograd.grad(y.sum(), [x, *one.parameters()])])
+        torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(dict(network.named_buffers()), dict(plain.named_buffers()))
+    assert operators(graphs) == {"mlp_forward"}
+    assert not any("batch_norm" in str(node.target) for g in graphs for node in g.graph.nodes)
+
+
+def test_compiled_of_three_dimensions() -> None:
+    """Of three dimensions a norm is of dimension 1."""
+    x = torch.randn(4, 3, 8, dtype=torch.float64)
+    torch._dynamo.reset()
+    model = fused(nn.BatchNorm1d(3), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2))
+    plain = copy.deepcopy(model).as_sequential()
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x), plain(x))
     torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()))
 
 

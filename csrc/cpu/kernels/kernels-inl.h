@@ -17,6 +17,7 @@ using Reg = typename Vec<T>::Reg;
 #include "cpu/kernels/gemm-inl.h"
 #include "cpu/kernels/mersenne-inl.h"
 #include "cpu/kernels/norm-inl.h"
+#include "cpu/kernels/prelu-inl.h"
 #include "cpu/kernels/sparse-inl.h"
 #include "images/resample-inl.h"
 // The table of it all.

@@ -86,6 +86,9 @@ Kernels<T> make_kernels(const char* isa) {
   table.center = center<T>;
   table.column_products = column_products<T>;
   table.center_backward = center_backward<T>;
+  table.prelu = prelu<T>;
+  table.prelu_sums = prelu_sums<T>;
+  table.prelu_backward = prelu_backward<T>;
   fill_losses(table, Losses());
   fill_optimizers(table, Optimizers());
   table.outer_product = outer_product<T>;

@@ -85,6 +85,14 @@ struct Kernels {
   void (*center_backward)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
                           int64_t x_stride, const T* mean, const T* offset, const T* slope,
                           const T* factor, T* dx, int64_t dx_stride);
+  // z[rows, n] = x where x > 0, else x · weight[n], or [1] where it is shared.
+  void (*prelu)(int64_t rows, int64_t n, const T* x, int64_t x_stride, const T* weight, bool shared,
+                T* z, int64_t z_stride);
+  // sums[n] = the weight's gradient, were there one for each column.
+  void (*prelu_sums)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
+                     int64_t x_stride, T* sums);
+  void (*prelu_backward)(int64_t rows, int64_t n, const T* dz, int64_t dz_stride, const T* x,
+                         int64_t x_stride, const T* weight, bool shared, T* dx, int64_t dx_stride);
   // Rows begin … end - 1, 64 at most: their gradients are written, the sum of their losses
   // returned.
   LossRows loss[kMostLosses];

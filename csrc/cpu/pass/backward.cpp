@@ -40,6 +40,7 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
       cost += 2 * norm_cost(batch, n);
       if (is_by_columns(layer(l).norm)) {
         columns_ = std::max(columns_, aligned<T>(n));
+        if (layer(l).shares_weight) terms_ = std::max(terms_, aligned<T>(n));
       } else {
         terms_ = std::max(terms_, aligned<T>(batch * n));
       }
@@ -212,6 +213,8 @@ struct BackwardPlan<T>::Run {
   template <typename Stages>
   void compute_parameters(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.layer(l);
+    if (layer.shares_weight && layer.weight_gradient != Gradient::none)
+      stages.run([&](Member member) { sum_shared_weight(l, member); });
     if (is_by_columns(layer.norm)) return;  // done with its input's
     const Update* const u =
         layer.weight_gradient == Gradient::written ? memory.layers[l].weight_update : nullptr;
@@ -238,6 +241,16 @@ struct BackwardPlan<T>::Run {
       sum_columns(l, begin, end, static_cast<T*>(memory.layers[l].bias_gradient));
       update_bias(l, begin, end);
     });
+  }
+
+  // Over the columns, each of whose sums its member has found with the input's gradient. It is one
+  // number: work for one.
+  void sum_shared_weight(int64_t l, Member member) const {
+    if (member.index > 0) return;
+    const LayerMemory& layer = memory.layers[l];
+    T* const gradient = static_cast<T*>(layer.weight_gradient);
+    plan.kernels_.column_sums(plan.layer(l).out_features, 1, terms_of(l), 1, gradient);
+    if (layer.weight_update) update(*layer.weight_update, 0, 1, 1, 1);
   }
 
   void compute_norm_weight(int64_t l, Member member) const {
@@ -340,8 +353,9 @@ struct BackwardPlan<T>::Run {
     const int64_t count = end - begin, stride = input_stride(l), dz_stride = plan.grad_stride(l);
     if (count <= 0) return;
     const T* const dz = grad_sums(l) + begin;
+    if (layer.norm == Norm::prelu) return compute_prelu(l, begin, count, grad, epilogue);
     const T *x = nullptr, *mean = nullptr, *factor = nullptr, *offset = nullptr, *slope = nullptr;
-    if (has_weight(layer.norm)) {
+    if (has_eps(layer.norm)) {
       const auto of_columns = [&](int i) { return columns + i * plan.columns_ + begin; };
       T *const scale = of_columns(0), *const inverse = of_columns(1), *const sums = of_columns(2),
                *const products = of_columns(3);
@@ -382,6 +396,35 @@ struct BackwardPlan<T>::Run {
                                     grad + i * n + begin, n);
       epilogue(i, rows, begin, count);
     }
+  }
+
+  // Of columns begin … begin + count - 1.
+  template <typename Epilogue>
+  void compute_prelu(int64_t l, int64_t begin, int64_t count, T* grad,
+                     const Epilogue& epilogue) const {
+    const LayerSpec& layer = plan.layer(l);
+    const LayerMemory& operands = memory.layers[l];
+    const int64_t n = layer.out_features, batch = plan.spec_.head.batch;
+    const int64_t stride = input_stride(l), dz_stride = plan.grad_stride(l);
+    const T *const dz = grad_sums(l) + begin, *const x = input(l) + begin,
+                   *const weight =
+                       static_cast<const T*>(operands.weight) + (layer.shares_weight ? 0 : begin);
+    if (layer.weight_gradient != Gradient::none) {
+      T* const sums =
+          layer.shares_weight ? terms_of(l) : static_cast<T*>(operands.weight_gradient);
+      plan.kernels_.prelu_sums(batch, count, dz, dz_stride, x, stride, sums + begin);
+    }
+    if (grad) {
+      for (int64_t i = 0; i < batch; i += kNormRows) {
+        const int64_t rows = std::min(kNormRows, batch - i);
+        plan.kernels_.prelu_backward(rows, count, dz + i * dz_stride, dz_stride, x + i * stride,
+                                     stride, weight, layer.shares_weight, grad + i * n + begin, n);
+        epilogue(i, rows, begin, count);
+      }
+    }
+    // The weight changes once nobody needs it any more.
+    if (operands.weight_update && !layer.shares_weight)
+      update(*operands.weight_update, begin, 1, count, n);
   }
 };
 

@@ -32,7 +32,7 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
     uses_library_ = uses_library_ || products_.back().is_by_library();
     stride = layer.out_features;
     factors_of_.push_back(factor_elements_);
-    if (is_by_columns(layer.norm) && has_weight(layer.norm))
+    if (is_by_columns(layer.norm) && has_eps(layer.norm))
       factor_elements_ += 2 * aligned<T>(layer.out_features);
   }
   place_outputs();
@@ -154,7 +154,7 @@ struct ForwardPlan<T>::Run {
 
   int64_t features(int64_t l) const { return plan.spec_.layers[l].out_features; }
   T* factor(int64_t l) const {
-    return has_weight(plan.spec_.layers[l].norm) ? factors + plan.factors_of_[l] : nullptr;
+    return has_eps(plan.spec_.layers[l].norm) ? factors + plan.factors_of_[l] : nullptr;
   }
 
   // Of columns begin … end - 1 of a norm by columns.
@@ -181,17 +181,25 @@ struct ForwardPlan<T>::Run {
       find_factors(l, begin, end);
     }
     for (int64_t i = first; i < last; i += kNormRows)
-      center(l, std::min(kNormRows, last - i), end - begin, i, begin);
+      compute_piece(l, std::min(kNormRows, last - i), end - begin, i, begin);
   }
 
   // A piece of a norm by columns, whose first element is in row i and column j, to the output.
-  void center(int64_t l, int64_t rows, int64_t columns, int64_t i, int64_t j) const {
+  void compute_piece(int64_t l, int64_t rows, int64_t columns, int64_t i, int64_t j) const {
+    const LayerSpec& layer = plan.spec_.layers[l];
     const LayerMemory& operands = memory.layers[l];
     const int64_t n = features(l), stride = input_stride(l);
-    const T *const mean = static_cast<const T*>(operands.mean), *const scale = factor(l),
-                   *const bias = static_cast<const T*>(operands.bias);
-    plan.kernels_.center(rows, columns, input(l) + i * stride + j, stride, mean ? mean + j : mean,
-                         scale ? scale + j : scale, layers[l].sums + i * n + j, n);
+    const T *const x = input(l) + i * stride + j, *const mean = static_cast<const T*>(operands.mean),
+            *const bias = static_cast<const T*>(operands.bias), *const scale = factor(l);
+    T* const z = layers[l].sums + i * n + j;
+    if (layer.norm == Norm::prelu) {
+      const T* const weight = static_cast<const T*>(operands.weight);
+      plan.kernels_.prelu(rows, columns, x, stride, layer.shares_weight ? weight : weight + j,
+                          layer.shares_weight, z, n);
+    } else {
+      plan.kernels_.center(rows, columns, x, stride, mean ? mean + j : mean,
+                           scale ? scale + j : scale, z, n);
+    }
     finish(l, rows, columns, n, i, j, bias ? bias + j : bias);
   }
 
@@ -223,7 +231,7 @@ struct ForwardPlan<T>::Run {
   void finish(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t i, int64_t j,
               const T* bias) const {
     finish_alone(l, rows, columns, stride, i, j, bias);
-    if (plan.follows(l + 1)) center(l + 1, rows, columns, i, j);
+    if (plan.follows(l + 1)) compute_piece(l + 1, rows, columns, i, j);
   }
   void finish_alone(int64_t l, int64_t rows, int64_t columns, int64_t stride, int64_t i, int64_t j,
                     const T* bias) const {
