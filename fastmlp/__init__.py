@@ -5,13 +5,14 @@ from fastmlp._ops import empty_cache, get_isa
 from fastmlp._version import __version__
 from fastmlp.explanation import Explanation, explain
 from fastmlp.fusion import fuse, unfuse
-from fastmlp.modules import FusedLinear, FusedMLP, Residual
+from fastmlp.modules import FusedLinear, FusedMLP, Gated, Residual
 from fastmlp.train_step import TrainStep
 
 __all__ = [
     "Explanation",
     "FusedLinear",
     "FusedMLP",
+    "Gated",
     "Residual",
     "TrainStep",
     "__version__",

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from fastmlp._network import Network
 from fastmlp._ops import _C
-from fastmlp.modules import Reader, Residual, read_modules
+from fastmlp.modules import Gated, Reader, Residual, read_modules
 
 _run_modules = _C.run_modules
 # What explain() wants to be told of each chain's input.
@@ -88,7 +88,7 @@ def cut(modules: Mapping[str, nn.Module | None]) -> Cut:
     def close() -> None:
         nonlocal run, reader
         # A container alone runs its own.
-        is_more = len(run) > 1 or any(type(module) is Residual for module in run.values())
+        is_more = len(run) > 1 or any(type(one) in (Residual, Gated) for one in run.values())
         if is_more and reader.pays:
             pieces.append(Chain(run))
         else:

@@ -16,7 +16,7 @@ from fastmlp import _activations
 # Op of csrc/network/program.h
 _LINEAR, _ACTIVATION, _DROPOUT, _NOISE, _SKIP, _LAYER_NORM, _RMS_NORM, _SKIP_OVER = range(8)
 _NO_WEIGHT = 2  # what the number of a norm has where there is none
-_BATCH_NORM, _FIXED_NORM, _SOFTMAX, _LOG_SOFTMAX, _PASS, _PRELU = range(8, 14)
+_BATCH_NORM, _FIXED_NORM, _SOFTMAX, _LOG_SOFTMAX, _PASS, _PRELU, _GATE = range(8, 15)
 
 
 class Norm(Enum):
@@ -56,6 +56,8 @@ class Layer:
     mean: Tensor | None = None  # of Norm.FIXED
     variance: Tensor | None = None
     averages: nn.BatchNorm1d | None = None  # of Norm.BATCH: what keeps them
+    # Whether it takes the input of the layer before it, with whose output its own is multiplied.
+    gates: bool = False
 
     @property
     def whole_weight(self) -> Tensor | None:
@@ -191,6 +193,8 @@ class Network:
                 constants.append(layer.dropout)
             if layer.skip:
                 program += [_SKIP] if layer.skip == 1 else [_SKIP_OVER, layer.skip]
+            if layer.gates:
+                program.append(_GATE)
         return operands, program, constants
 
     def drawn(self, input: Tensor) -> tuple[list[Tensor], list[int], list[float]]:
@@ -227,11 +231,16 @@ class Network:
 
     def plain(self, input: Tensor) -> Tensor:
         """The reference path: the same network as torch operations."""
-        inputs = []
+        inputs: list[Tensor] = []
         for layer in self.layers:
+            gated = input
+            if layer.gates:
+                input = inputs[-1]
             inputs.append(input)
             output = layer.sums(input)
             output = _activations.ALL[layer.activation].plain(output, layer.parameters)
+            if layer.gates:
+                output = output * gated
             if layer.dropout > 0:
                 output = F.dropout(output, layer.dropout)
             input = inputs[-layer.skip] + output if layer.skip else output

@@ -56,10 +56,13 @@ def _features(
 ) -> tuple[list[int | torch.SymInt], int | torch.SymInt]:
     """Each layer's out_features, and the elements of all statistics."""
     layers = _C.layers(list(program), list(constants))
-    weights = [operands[place] for place, _ in layers if place >= 0]
+    weights = [operands[place] for place, *_ in layers if place >= 0]
     found: list[int | torch.SymInt] = []
     features, statistics = input.size(-1), 0
-    for place, is_batch_norm in layers:
+    before = features  # of the last layer's input
+    for place, is_batch_norm, gates in layers:
+        features = before if gates else features
+        before = features
         if place >= 0:
             torch._check(
                 operands[place].size(-1) == features,  # of a norm, all that it has

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_any
 from fastmlp import _activations
 from fastmlp._chain import OWNER, Chain, cut
 from fastmlp._source import Dependencies, Untraceable
-from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Reader, Residual, Rows, unfused
+from fastmlp.modules import GLOBAL_HOOKS, MODULE_HOOKS, Gated, Reader, Residual, Rows, unfused
 
 
 class Plan:
@@ -310,7 +310,7 @@ def _paths(graph: fx.Graph, root: nn.Module) -> list[list[_Step]]:
     """Steps whose values nothing else reads but the next one, as many in a row as there are."""
     ends: dict[fx.Node, list[_Step]] = {}  # paths by their last node
     for node in graph.nodes:
-        step = _residual(node, ends) or _rows(node) or _step(node, root)
+        step = _residual(node, ends) or _gated(node, ends) or _rows(node) or _step(node, root)
         if step is None:
             continue
         users = {user for user in step.input.users if user not in step.nodes}
@@ -341,6 +341,31 @@ def _residual(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
             names = "+".join(step.name for step in path)
             return _Step(input, block, names, [*(n for s in path for n in s.nodes), node])
     return None
+
+
+def _gated(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
+    """f(x) * g(x), where both are paths from x that the reader knows as halves of a gate."""
+    is_product = node.op == "call_function" and node.target in (operator.mul, torch.mul)
+    is_product = is_product or (node.op == "call_method" and node.target == "mul")
+    if not is_product or node.kwargs or len(node.args) != 2:
+        return None
+    halves = [ends.get(end) if isinstance(end, fx.Node) else None for end in node.args]
+    first, second = halves
+    if first is None or second is None or first is second:
+        return None
+    if first[0].input is not second[0].input or any(
+        set(end.users) != {node}  # type: ignore[union-attr]
+        for end in node.args
+    ):
+        return None
+    block = Gated(*(nn.Sequential(*(step.module for step in half)) for half in (first, second)))
+    if Reader(as_trained=True).read({"block": block}) is not None:
+        return None
+    for end in node.args:
+        del ends[end]  # type: ignore[arg-type]
+    steps = [*first, *second]
+    names = "+".join(step.name for step in steps)
+    return _Step(first[0].input, block, names, [*(n for s in steps for n in s.nodes), node])
 
 
 def _rows(node: fx.Node) -> _Step | None:

@@ -23,6 +23,7 @@ from fastmlp.modules import (
     READ_AS,
     FusedLinear,
     FusedMLP,
+    Gated,
     Residual,
     is_called_as_usual,
     is_linear,
@@ -287,7 +288,7 @@ _CLASSES: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
 
 # --- Finding
 
-_OWN = (FusedMLP, FusedLinear, Residual)
+_OWN = (FusedMLP, FusedLinear, Gated, Residual)
 
 
 class Findings(NamedTuple):

@@ -23,7 +23,7 @@ from fastmlp import _activations, functional
 from fastmlp._network import Layer, Network, Norm, why_plain_when_compiled
 from fastmlp._ops import _C
 
-__all__ = ["FusedLinear", "FusedMLP", "Residual"]
+__all__ = ["FusedLinear", "FusedMLP", "Gated", "Residual"]
 
 _log = logging.getLogger("fastmlp")
 
@@ -66,6 +66,38 @@ class Residual(nn.Sequential):
                 f"{tuple(input.shape)}, to which it is added, got {tuple(output.shape)}"
             )
         return input + output
+
+
+class Gated(nn.Module):
+    """A linear layer that another one gates: `first(x) * second(x)`.
+
+    Inside a :class:`FusedMLP` it runs fused where each of the two is an `nn.Linear`, alone or in an
+    `nn.Sequential` with an activation, of the same shape: GLU with a sigmoid, SwiGLU with SiLU,
+    GEGLU with GELU, ReGLU with ReLU (Y. N. Dauphin, A. Fan, M. Auli, D. Grangier, Language Modeling
+    with Gated Convolutional Networks, ICML 2017; N. Shazeer, GLU Variants Improve Transformer,
+    2020).
+
+    Args:
+        first, second: the modules, which take the same input.
+
+    Shapes:
+        input `(..., in_features)`, output `(..., out_features)` of both.
+
+    Example:
+        >>> up = Gated(nn.Sequential(nn.Linear(32, 64), nn.SiLU()), nn.Linear(32, 64))
+        >>> model = FusedMLP.from_sequential(nn.Sequential(up, nn.Linear(64, 32)))
+        >>> model(torch.rand(8, 32)).shape
+        torch.Size([8, 32])
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`first(input) * second(input)`."""
+        output: Tensor = self.first(input) * self.second(input)
+        return output
 
 
 class Rows(nn.Module):
@@ -155,6 +187,8 @@ class Reader:
             return self.read_dropout(name, module)  # type: ignore[arg-type]
         if kind is Residual:
             return self.read_residual(name, module)
+        if kind is Gated:
+            return self.read_gated(name, module)
         if kind in _NORMS:
             return self.read_norm(name, module, _NORMS[kind])
         if kind is nn.BatchNorm1d:
@@ -294,6 +328,30 @@ class Reader:
             self.takes_activation = self.takes_dropout = False
         return None
 
+    def read_gated(self, name: str, gated: nn.Module) -> str | None:
+        before = len(self.network.layers)
+        outer = self.begin
+        self.residuals += 1
+        for half, module in gated._modules.items():
+            self.begin = len(self.network.layers)
+            self.takes_activation = self.takes_dropout = False
+            reason = self.read({half: module}, f"{name}.")
+            if reason is not None:
+                return reason
+        self.residuals -= 1
+        self.begin = outer
+        layers = self.network.layers[before:]
+        if len(layers) != 2 or any(
+            layer.norm is not Norm.NONE or layer.dropout or layer.skip or layer.gates
+            for layer in layers
+        ):
+            return f"module {name} is not of two linear layers with their activations alone"
+        if layers[0].weight.shape != layers[1].weight.shape:  # type: ignore[union-attr]
+            return f"module {name} is of two linear layers of different shapes"
+        self.layer.gates = True
+        self.takes_activation = self.takes_dropout = False
+        return None
+
     def read_residual(self, name: str, block: nn.Module) -> str | None:
         before = len(self.network.layers)
         self.takes_activation = self.takes_dropout = False
@@ -304,6 +362,8 @@ class Reader:
         self.begin = outer
         if reason is not None:
             return f"module {name}: {reason}"
+        if len(self.network.layers) > before and self.layer.gates:
+            self.add_pass()
         layers = self.network.layers[before:]
         if all(layer.norm is not Norm.NONE for layer in layers):
             return f"module {name}: there is no linear layer"
@@ -640,6 +700,7 @@ _C.know_modules(
         "fused_mlp": FusedMLP,
         "dropout": nn.Dropout,
         "residual": Residual,
+        "gated": Gated,
         "flatten": nn.Flatten,
         "rows": Rows,
         "layer_norm": nn.LayerNorm,

@@ -57,8 +57,8 @@ class TrainStep:
     Args:
         model: a :class:`FusedMLP`, or a ``torch.nn.Sequential`` (nested or not) of ``nn.Linear``
             and activations that :mod:`fastmlp.functional` knows, of ``nn.Dropout``, norms,
-            softmaxes and :class:`Residual`, float32 or float64, on the CPU; or a module of whose
-            own forward :func:`fastmlp.fuse` makes one chain of these.
+            softmaxes, ``nn.PReLU``, :class:`Residual` and :class:`Gated`, float32 or float64, on
+            the CPU; or a module of whose own forward :func:`fastmlp.fuse` makes one chain of these.
         loss: of ``torch.nn``, ``CrossEntropyLoss``, ``NLLLoss``, ``BCEWithLogitsLoss``,
             ``KLDivLoss``, ``MSELoss``, ``L1Loss``, ``SmoothL1Loss``, ``HuberLoss``,
             ``PoissonNLLLoss`` or ``GaussianNLLLoss``, with all of their options; reduction "mean"

@@ -20,7 +20,7 @@ enum class Gradient : uint8_t {
 };
 
 // One layer: y = activation(z), of which it gives y · noise + the input of a layer, or parts of
-// that; z is x · weightᵀ + bias, or a norm of x · weight + bias.
+// that, or y times another layer's output; z is x · weightᵀ + bias, or a norm of x · weight + bias.
 struct LayerSpec {
   int64_t in_features = 0;
   int64_t out_features = 0;
@@ -37,11 +37,15 @@ struct LayerSpec {
   bool keeps_output = false, keeps_sums = false, keeps_activated = false;
   // What backward is to find.
   Gradient weight_gradient = Gradient::none, bias_gradient = Gradient::none;
-  Norm norm = Norm::none;  // in_features == out_features where there is one
+  Norm norm = Norm::none;      // in_features == out_features where there is one
   bool shares_weight = false;  // of Norm::prelu: whether there is one for all features
-  uint8_t unused[2] = {};
+  // Whether it takes the input of the layer before it, with whose output y is multiplied: gated
+  // units (Y. N. Dauphin et al., ICML 2017; N. Shazeer, GLU Variants Improve Transformer, 2020).
+  // Both are products, without noise and skip.
+  bool gates = false;
+  uint8_t unused[1] = {};
 
-  bool is_output_activated() const { return !noise && !skip; }
+  bool is_output_activated() const { return !noise && !skip && !gates; }
   int64_t skip_from(int64_t l) const { return l + 1 - skip; }  // of layer l, where there is one
   bool is_norm() const { return norm != Norm::none; }
   int64_t weight_elements() const {
@@ -72,6 +76,14 @@ struct NetworkSpec {
            std::memcmp(layers.begin(), other.layers.begin(), layers.size() * sizeof(LayerSpec)) ==
                0;
   }
+  // The layer whose input a layer takes as its own.
+  int64_t reads_with(int64_t l) const { return layers[l].gates ? l - 1 : l; }
+  // Elements from row to row of a layer's input.
+  int64_t input_stride(int64_t l) const {
+    return reads_with(l) > 0 ? layers[l].in_features : head.input_stride;
+  }
+  // Whether a layer's output is a factor of the next one's.
+  bool is_gated(int64_t l) const { return l + 1 < layers.size() && layers[l + 1].gates; }
   // The lowest layer that a gradient passes through; the number of layers: none does.
   int64_t first_trained() const {
     int64_t first = 0;

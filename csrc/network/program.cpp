@@ -12,9 +12,9 @@ namespace {
 }
 
 // Of each norm, the op that begins a layer of it.
-constexpr Op kBeginnings[kNorms] = {Op::linear,     Op::layer_norm, Op::rms_norm,    Op::batch_norm,
-                                    Op::fixed_norm, Op::softmax,    Op::log_softmax, Op::pass,
-                                    Op::prelu};
+constexpr Op kBeginnings[kNorms] = {Op::linear,      Op::layer_norm, Op::rms_norm,
+                                    Op::batch_norm,  Op::fixed_norm, Op::softmax,
+                                    Op::log_softmax, Op::pass,       Op::prelu};
 
 // What the number of a norm has where there is no weight.
 constexpr int64_t kNoWeight = 2;
@@ -80,6 +80,7 @@ void encode(const Program& program, Numbers& numbers, Constants& constants) {
     }
     if (layer.skip > 0) add(layer.skip == 1 ? Op::skip : Op::skip_over);
     if (layer.skip > 1) numbers.push_back(layer.skip);
+    if (layer.gates) add(Op::gate);
   }
 }
 
@@ -92,7 +93,7 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
   int64_t skipped = 0;  // layers up to the last one whose output something is added to
   while (!codes.at_end()) {
     const int64_t code = codes.take("an op");
-    if (code < 0 || code > static_cast<int64_t>(Op::prelu))
+    if (code < 0 || code > static_cast<int64_t>(Op::gate))
       refuse("with the unknown op " + std::to_string(code));
     const Op op = static_cast<Op>(code);
     const Op* const begun = std::find(kBeginnings, kBeginnings + kNorms, op);
@@ -127,11 +128,19 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
       layer.dropout = rest.take("a dropout's probability");
     } else if (op == Op::noise) {
       layer.noise = program.operands++;
+    } else if (op == Op::gate) {
+      const int64_t before = program.layers.size() - 2;
+      const bool fits = before >= 0 && layer.is_half_of_gate() &&
+                        program.layers[before].is_half_of_gate() && !program.layers[before].gates;
+      if (!fits) refuse("with a gate that is not of two linear ops");
+      layer.gates = true;
     } else {
       const int64_t span = op == Op::skip ? 1 : codes.take("how many layers are skipped");
       if (span < 1 || span > std::min<int64_t>(program.layers.size() - skipped, kMostSkipped))
         refuse("that skips over " + std::to_string(span) + " layers, of which there are " +
                std::to_string(program.layers.size() - skipped) + " since the last ones skipped");
+      if (span <= program.layers.size() && program.layers[program.layers.size() - span].gates)
+        refuse("that skips over half of a gate");
       skipped = program.layers.size();
       layer.skip = static_cast<int>(span);
     }

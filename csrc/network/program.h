@@ -30,6 +30,7 @@ enum class Op : int64_t {
   log_softmax,
   pass,
   prelu,  // operands: weight, of as many elements as there are features, or one
+  gate,   // the layer takes the input of the one before it, with whose output its own is multiplied
 };
 inline constexpr int kMostSkipped = 255;
 
@@ -42,9 +43,14 @@ struct LayerOps {
   int skip = 0;  // over how many layers; 0: none
   Norm norm = Norm::none;
   double eps = 0;  // the norm's
+  bool gates = false;
 
   // Whether its output is what the activation gives.
-  bool is_output_activated() const { return noise < 0 && skip == 0; }
+  bool is_output_activated() const { return noise < 0 && skip == 0 && !gates; }
+  // Whether it may be one of the two layers of a gate.
+  bool is_half_of_gate() const {
+    return norm == Norm::none && noise < 0 && dropout == 0 && skip == 0;
+  }
   // Whether the weight is as long as the output has features.
   bool has_whole_weight() const { return weight >= 0 && norm != Norm::prelu; }
 };

@@ -1,5 +1,7 @@
 #include "network/saved.h"
 
+#include <algorithm>
+
 namespace fastmlp {
 
 void keep_for_gradients(NetworkSpec& spec) {
@@ -7,12 +9,18 @@ void keep_for_gradients(NetworkSpec& spec) {
   for (int64_t l = 0; l < count; ++l) {
     LayerSpec& layer = spec.layers[l];
     const bool passes = l >= first && saves_output(layer.activation);
+    const auto needs_input = [&](int64_t above) {
+      return spec.layers[above].weight_gradient != Gradient::none ||
+             (reads_input(spec.layers[above].norm) && above >= first);
+    };
     // The last layer's output is kept as such, not here.
-    const bool feeds = l + 1 < count && (spec.layers[l + 1].weight_gradient != Gradient::none ||
-                                         (reads_input(spec.layers[l + 1].norm) && l + 1 >= first));
-    layer.keeps_output = l + 1 == count || feeds || (passes && layer.is_output_activated());
+    bool feeds = l + 1 == count;
+    for (int64_t above = l + 1; above < std::min(count, l + 3); ++above)
+      feeds = feeds || (spec.reads_with(above) == l + 1 && needs_input(above));
+    const bool is_factor = spec.is_gated(l) && l + 1 >= first;
+    layer.keeps_output = feeds || is_factor || (passes && layer.is_output_activated());
     layer.keeps_sums = l >= first && saves_sums(layer.activation);
-    layer.keeps_activated = passes && !layer.is_output_activated();
+    layer.keeps_activated = l >= first && (layer.gates || (passes && !layer.is_output_activated()));
   }
 }
 

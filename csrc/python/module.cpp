@@ -194,9 +194,9 @@ py::tuple losses_that(bool (*is_one)(const LossInfo& info)) {
   return names_of(ones);
 }
 
-// classes: of linear, fused_linear, dropout, residual, flatten, rows, the norms, softmaxes and prelu,
-// device_context, containers, and of each activation in turn; read_as: which others are read as one
-// of these.
+// classes: of linear, fused_linear, dropout, residual, gated, flatten, rows, the norms, softmaxes
+// and prelu, device_context, containers, and of each activation in turn; read_as: which others are
+// read as one of these.
 void know_modules(const py::dict& classes, const py::list& activation_classes,
                   const py::dict& activation_names, const py::list& global_hooks,
                   const py::list& hooks) {
@@ -208,6 +208,7 @@ void know_modules(const py::dict& classes, const py::list& activation_classes,
   names.fused_forward = held(classes["fused_mlp"].attr("__dict__")["forward"]);
   names.dropout = held(classes["dropout"]);
   names.residual = held(classes["residual"]);
+  names.gated = held(classes["gated"]);
   names.flatten = held(classes["flatten"]);
   names.rows = held(classes["rows"]);
   names.layer_norm = held(classes["layer_norm"]);
@@ -274,11 +275,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("know_modules", know_modules);
   m.def("know_training", know_training);
   // For the fakes, whose sizes may be symbols: of each layer, the weight's place among the operands
-  // (-1: none of as many rows) and whether it is a batch norm; and what saved_layers() tells.
+  // (-1: none of as many rows), whether it is a batch norm, and whether it gates; and what
+  // saved_layers() tells.
   m.def("layers", [](const std::vector<int64_t>& numbers, const std::vector<double>& constants) {
-    std::vector<std::pair<int64_t, bool>> layers;
+    std::vector<std::tuple<int64_t, bool, bool>> layers;
     for (const LayerOps& layer : decode(numbers, constants).layers)
-      layers.emplace_back(layer.has_whole_weight() ? layer.weight : -1, layer.norm == Norm::batch);
+      layers.emplace_back(layer.has_whole_weight() ? layer.weight : -1, layer.norm == Norm::batch,
+                          layer.gates);
     return layers;
   });
   m.def("saved_layers", [](const std::vector<int64_t>& numbers,

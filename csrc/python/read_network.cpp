@@ -223,6 +223,7 @@ class Reader {
     if (type == names_.dropout) return read_dropout(state);
     if (type == names_.fused_linear) return read_fused_linear(state);
     if (type == names_.residual) return read_residual(state);
+    if (type == names_.gated) return read_gated(state);
     if (type == names_.flatten) return read_flatten(state);
     if (type == names_.rows) return read_rows(state);
     if (type == names_.layer_norm) return read_norm(state, Norm::layer);
@@ -480,6 +481,31 @@ class Reader {
     return fits;
   }
 
+  // Two linear layers of one input, each with its activation.
+  bool read_gated(PyObject* state) {
+    PyObject* const modules = PyDict_GetItemWithError(state, names_.modules);
+    if (!modules || !PyDict_Check(modules) || PyDict_Size(modules) != 2) return false;
+    const auto& layers = network_.program.layers;
+    const int64_t before = layers.size();
+    const int64_t outer = begin_;
+    ++residuals_;
+    PyObject *key = nullptr, *module = nullptr;
+    for (Py_ssize_t position = 0; PyDict_Next(modules, &position, &key, &module);) {
+      begin_ = layers.size();
+      stage_ = Stage::closed;
+      if (!read_module(module) || layers.size() != begin_ + 1 || !layer().is_half_of_gate() ||
+          layer().gates)
+        return false;
+    }
+    --residuals_;
+    begin_ = outer;
+    const auto weight = [&](int64_t l) { return network_.operands[layers[l].weight].sizes(); };
+    if (weight(before) != weight(before + 1)) return false;
+    layer().gates = true;
+    stage_ = Stage::closed;
+    return true;
+  }
+
   bool read_residual(PyObject* state) {
     const int64_t before = network_.program.layers.size();
     stage_ = Stage::closed;
@@ -488,12 +514,13 @@ class Reader {
     if (!read_children(state)) return false;
     --residuals_;
     begin_ = outer;
+    if (network_.program.layers.size() > before && layer().gates) pass();
     const auto& layers = network_.program.layers;
     const int64_t span = layers.size() - before;
     if (span < 1 || span > kMostSkipped) return false;
     bool has_product = false;
     for (int64_t l = before; l < layers.size(); ++l) {
-      if (layers[l].skip > 0) return false;         // a block in a block
+      if (layers[l].skip > 0) return false;                // a block in a block
       if (!has_product && layers[l].has_whole_weight()) {  // whose input is the block's
         if (network_.operands[layers[l].weight].size(-1) != network_.out_features()) return false;
       }

@@ -68,6 +68,7 @@ struct Known {
   PyObject* fused_forward = nullptr;  // FusedMLP's own
   PyObject* dropout = nullptr;
   PyObject* residual = nullptr;
+  PyObject* gated = nullptr;
   PyObject* flatten = nullptr;
   PyObject* rows = nullptr;
   PyObject* layer_norm = nullptr;

@@ -12,9 +12,12 @@ void check_parameters(const Arguments& a) {
   TORCH_CHECK(
       a.input.dim() > 0,
       "fastmlp: expected an input of shape (..., in_features), got a tensor of 0 dimensions");
-  int64_t features = a.input.size(-1);
+  int64_t features = a.input.size(-1), before = features;  // before: of the last layer's input
   for (int64_t l = 0; l < a.program.layers.size(); ++l) {
     const LayerOps& layer = a.program.layers[l];
+    const int64_t gated = features;
+    if (layer.gates) features = before;
+    before = features;
     TORCH_CHECK(std::max({layer.weight, layer.bias, layer.variance}) < given,
                 "fastmlp: expected an operand for each op of the program, got ", given);
     if (layer.weight < 0) continue;
@@ -41,6 +44,9 @@ void check_parameters(const Arguments& a) {
                   " features, got ", weight.sizes());
     }
     if (layer.has_whole_weight()) features = weight.size(0);
+    TORCH_CHECK(!layer.gates || features == gated, "fastmlp: expected weight ", l, " of shape (",
+                gated, ", in_features), as many rows as the weight before it, whose output is ",
+                "multiplied with this one's, got ", weight.sizes());
     TORCH_CHECK(weight.scalar_type() == a.input.scalar_type(),
                 "fastmlp: mat1 and mat2 must have the same dtype, but got ", a.input.scalar_type(),
                 " (input) and ", weight.scalar_type(), " (weight ", l, ")");

@@ -17,7 +17,10 @@ struct Arguments {
   const Program& program;
 
   // Features of a layer's input and output.
-  int64_t in_features(int64_t l) const { return l > 0 ? out_features(l - 1) : input.size(-1); }
+  int64_t in_features(int64_t l) const {
+    if (l > 0 && program.layers[l].gates) --l;
+    return l > 0 ? out_features(l - 1) : input.size(-1);
+  }
   int64_t out_features(int64_t l) const {
     while (l >= 0 && !program.layers[l].has_whole_weight()) --l;
     return l < 0 ? input.size(-1) : operands[program.layers[l].weight].size(0);

@@ -23,6 +23,7 @@ LayerSpec spec_of(const LayerOps& ops) {
   layer.skip = static_cast<uint8_t>(ops.skip);
   layer.norm = ops.norm;
   layer.eps = ops.eps;
+  layer.gates = ops.gates;
   return layer;
 }
 
@@ -74,7 +75,7 @@ Lowered lower(const Arguments& a) {
   for (const LayerOps& ops : a.program.layers) {
     LayerSpec layer = spec_of(ops);
     LayerMemory memory;
-    layer.in_features = features;
+    layer.in_features = layer.gates ? spec.layers.back().in_features : features;
     if (layer.is_norm()) {
       memory.weight = column_numbers(ops.weight);
       layer.shares_weight = layer.norm == Norm::prelu && a.operands[ops.weight].size(0) == 1;

@@ -65,10 +65,13 @@ at::Tensor plain(const Arguments& a) {
   at::Tensor x = a.input.reshape({a.batch(), a.input.size(-1)});
   std::vector<at::Tensor> inputs;
   for (const LayerOps& layer : a.program.layers) {
+    const at::Tensor gated = x;
+    if (layer.gates) x = inputs.back();
     inputs.push_back(x);
     at::Tensor y = sums(a, layer, x);
     if (layer.activation != 0) y = activate(activations()[layer.activation], layer.parameters, y);
     if (layer.noise >= 0) y = y * a.operands[layer.noise];
+    if (layer.gates) y = y * gated;
     x = layer.skip > 0 ? y + inputs[inputs.size() - layer.skip] : y;
   }
   at::DimVector sizes(a.input.sizes());

@@ -758,7 +758,7 @@ class Gated(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-@pattern("SwiGLU", numbers(32), 0.3)
+@pattern("SwiGLU", numbers(32), steps=True)
 def swiglu() -> nn.Module:
     return Gated()
 

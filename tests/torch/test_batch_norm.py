@@ -495,7 +495,7 @@ def test_compiled(training: bool, options: str, uses: str) -> None:
             outcomes.append([y, *torch.autograd.grad(y.sum(), [x, *one.parameters()])])
         torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(dict(network.named_buffers()), dict(plain.named_buffers()))
-    assert operators(graphs) == {"mlp_forward"}
+    assert operators(graphs) == {"mlp_forward", "mlp_backward"}
     assert not any("batch_norm" in str(node.target) for g in graphs for node in g.graph.nodes)
 
 

@@ -139,7 +139,8 @@ def test_a_shared_slope_in_float32(isa: str, n: int) -> None:
         if a < 0
     ]
     gradient = model[0].weight.grad
-    assert gradient is not None and gradient.shape == (1,)
+    assert gradient is not None
+    assert gradient.shape == (1,)
     bound = torch.finfo(torch.float32).eps / 2 * 28 * float(sum(map(abs, terms)))
     assert abs(gradient.item() - float(sum(terms))) <= bound
 
@@ -157,7 +158,8 @@ def test_second_derivatives(shared: bool) -> None:
 @pytest.mark.parametrize("max_grad_norm", [None, 0.1])
 def test_steps(shared: bool, rows: int, max_grad_norm: float | None) -> None:
     model = fused(
-        nn.Linear(7, 19), prelu(19, shared), nn.Linear(19, 11), prelu(11, not shared), nn.Linear(11, 5)
+        nn.Linear(7, 19), prelu(19, shared), nn.Linear(19, 11), prelu(11, not shared),
+        nn.Linear(11, 5),
     )  # fmt: skip
     Twins(LOSSES["ce"], model=model, max_grad_norm=max_grad_norm).check(4, 1e-9, rows)
 

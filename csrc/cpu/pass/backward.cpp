@@ -51,13 +51,15 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
     if (l + 1 < layers_ && keeps_skipped(l))
       skipped_elements_ = std::max(skipped_elements_, aligned<T>(batch * n));
     const int64_t stride = grad_stride(l);
+    if (layer(l).gates) scratches_ = kScratchesWithGates;
     weight_products_.push_back({kernels_,
-                                {trains ? n : 0, k, batch, {1, stride}, {input_stride(l), 1}},
+                                {trains ? n : 0, k, batch, {1, stride}, {spec.input_stride(l), 1}},
                                 machine.may_use_library,
                                 layer(l).weight_gradient == Gradient::added});
     input_products_.push_back({kernels_,
                                {passes ? batch : 0, k, n, {stride, 1}, {layer(l).weight_stride, 1}},
-                               machine.may_use_library});
+                               machine.may_use_library,
+                               spec.is_gated(l)});  // to what comes through the gate
     buffers_.add_product(weight_products_.back());
     buffers_.add_product(input_products_.back());
     uses_library_ = uses_library_ || weight_products_.back().is_by_library() ||
@@ -83,7 +85,7 @@ BackwardPlan<T>::BackwardPlan(const NetworkSpec& spec, const Machine<T>& machine
 
 template <typename T>
 bool BackwardPlan<T>::is_given(int64_t l) const {
-  return l + 1 == layers_ && layer(l).activation == 0 && !layer(l).noise &&
+  return l + 1 == layers_ && layer(l).activation == 0 && !layer(l).noise && !layer(l).gates &&
          !(l == 0 && skips_background_);
 }
 
@@ -113,7 +115,7 @@ struct BackwardPlan<T>::Run {
         first(first),
         looks(plan.skips_background_ && !has_looked),
         scratch(workspace),
-        skipped(scratch + kScratches * plan.scratch_),
+        skipped(scratch + plan.scratches_ * plan.scratch_),
         terms(skipped + plan.skipped_elements_),
         columns(terms + 2 * plan.terms_),
         buffers(columns + kColumns * plan.columns_) {
@@ -122,13 +124,14 @@ struct BackwardPlan<T>::Run {
       panels = first.panel_weight();
   }
 
-  T* scratch_of(int64_t l) const { return scratch + (l % kScratches) * plan.scratch_; }
+  T* scratch_of(int64_t l) const { return scratch + (l % plan.scratches_) * plan.scratch_; }
   T* terms_of(int64_t l) const { return terms + (l % 2) * plan.terms_; }
   // dL/dz of a layer.
   const T* grad_sums(int64_t l) const { return plan.is_given(l) ? grad_output() : scratch_of(l); }
   const T* grad_output() const { return static_cast<const T*>(memory.grad_output); }
-  int64_t input_stride(int64_t l) const { return plan.input_stride(l); }
+  int64_t input_stride(int64_t l) const { return plan.spec_.input_stride(l); }
   const T* input(int64_t l) const {
+    l = plan.spec_.reads_with(l);
     return static_cast<const T*>(l > 0 ? memory.layers[l - 1].output : memory.input);
   }
 
@@ -181,6 +184,19 @@ struct BackwardPlan<T>::Run {
     if (layer.noise) {
       plan.kernels_.combine(rows, columns, incoming, stride, static_cast<const T*>(kept.noise) + at,
                             nullptr, 0, dz, n);
+      incoming = dz, stride = n;
+    }
+    if (layer.gates) {
+      const auto times = [&](const void* factor, T* to) {
+        plan.kernels_.combine(rows, columns, incoming, stride, static_cast<const T*>(factor) + at,
+                              nullptr, 0, to, n);
+      };
+      if (l > plan.first_) {
+        T* const gated = scratch_of(l - 1) + at;
+        times(kept.activated, gated);
+        through_activation(l - 1, rows, columns, gated, n, at, gated);
+      }
+      times(memory.layers[l - 1].output, dz);
       incoming = dz, stride = n;
     }
     if (layer.activation == 0 && incoming == dz) return;
@@ -293,11 +309,19 @@ struct BackwardPlan<T>::Run {
   }
 
   // dx = dz · W, or what a norm makes of dz; it becomes the dz of the layer below in the epilogue.
+  // Of a gate, the sum of what comes through both of its layers.
   template <typename Stages>
   void compute_input(int64_t l, const Stages& stages) const {
     const LayerSpec& layer = plan.layer(l);
-    const bool below = l > plan.first_;
-    T* const grad = below ? scratch_of(l - 1) : static_cast<T*>(memory.grad_input);
+    const int64_t lowest = plan.spec_.reads_with(l);
+    const bool below = lowest > plan.first_;
+    T* const grad = below ? scratch_of(lowest - 1) : static_cast<T*>(memory.grad_input);
+    if (layer.gates) {
+      plan.buffers_.compute(stages, plan.input_products_[l - plan.first_],
+                            {grad_sums(l), static_cast<const T*>(memory.layers[l].weight), grad},
+                            buffers, [](int64_t, int64_t, int64_t, int64_t) {});
+      return;
+    }
     const bool keeps = below && plan.keeps_skipped(l - 1);
     const int64_t above = plan.skip_to(l);  // whose dL/dy comes on top
     const bool given_skipped = above + 1 == plan.layers_;
@@ -410,8 +434,7 @@ struct BackwardPlan<T>::Run {
                    *const weight =
                        static_cast<const T*>(operands.weight) + (layer.shares_weight ? 0 : begin);
     if (layer.weight_gradient != Gradient::none) {
-      T* const sums =
-          layer.shares_weight ? terms_of(l) : static_cast<T*>(operands.weight_gradient);
+      T* const sums = layer.shares_weight ? terms_of(l) : static_cast<T*>(operands.weight_gradient);
       plan.kernels_.prelu_sums(batch, count, dz, dz_stride, x, stride, sums + begin);
     }
     if (grad) {

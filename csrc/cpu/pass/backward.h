@@ -25,7 +25,7 @@ class BackwardPlan {
   // As of ForwardPlan.
   int64_t workspace_elements() const {
     if (blocks_) return threads_ * blocks_.elements() + gradient_elements();
-    return kScratches * scratch_ + skipped_elements_ + 2 * terms_ + kColumns * columns_ +
+    return scratches_ * scratch_ + skipped_elements_ + 2 * terms_ + kColumns * columns_ +
            buffers_.elements(threads_);
   }
   // has_looked: whether forward has looked at the input already, and what it found is still there.
@@ -46,7 +46,9 @@ class BackwardPlan {
   struct Run;
 
   const LayerSpec& layer(int64_t l) const { return spec_.layers[l]; }
-  bool needs_input_gradient(int64_t l) const { return l > first_ || spec_.head.input_gradient; }
+  bool needs_input_gradient(int64_t l) const {
+    return spec_.reads_with(l) > first_ || spec_.head.input_gradient;
+  }
   bool keeps_skipped(int64_t l) const {
     return layer(l).skip > 0 && needs_input_gradient(layer(l).skip_from(l));
   }
@@ -63,12 +65,10 @@ class BackwardPlan {
   int64_t grad_stride(int64_t l) const {
     return is_given(l) ? spec_.head.grad_output_stride : layer(l).out_features;
   }
-  int64_t input_stride(int64_t l) const {
-    return l > 0 ? layer(l).in_features : spec_.head.input_stride;
-  }
 
-  // dz of three layers at once: one is written and one read for dx, the one above read for dW.
-  static constexpr int64_t kScratches = 3;
+  // dz of three layers at once: one is written and one read for dx, the one above read for dW. With
+  // gates, the first two of these are two each.
+  static constexpr int64_t kScratches = 3, kScratchesWithGates = 5;
   // Of a norm by columns: what they are multiplied by, the inverse deviations, both sums.
   static constexpr int64_t kColumns = 4;
 
@@ -82,6 +82,7 @@ class BackwardPlan {
   BufferPlan<T> buffers_;
   // Elements of one of the buffers for dz, for dy of residual layers, for the terms of norms'
   // gradients, and for a number of each column.
+  int64_t scratches_ = kScratches;
   int64_t scratch_ = 0, skipped_elements_ = 0, terms_ = 0, columns_ = 0;
   int threads_ = 1;
   bool uses_library_ = false;

@@ -16,8 +16,8 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
   }
   if (sparse_.fits()) buffers_.add(sparse_.forward_elements());
   double cost = 0;
-  int64_t stride = spec.head.input_stride;
-  for (const LayerSpec& layer : spec.layers) {
+  for (int64_t l = 0; l < spec.layers.size(); ++l) {
+    const LayerSpec& layer = spec.layers[l];
     cost += layer.is_norm() ? norm_cost(batch, layer.out_features)
                             : product_cost(batch, layer.out_features, layer.in_features);
     if (!layer.keeps_output) scratch_ = std::max(scratch_, aligned<T>(batch * layer.out_features));
@@ -25,12 +25,11 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
                          {layer.is_norm() ? 0 : batch,
                           layer.out_features,
                           layer.in_features,
-                          {stride, 1},
+                          {spec.input_stride(l), 1},
                           {1, layer.weight_stride}},
                          machine.may_use_library});
     buffers_.add_product(products_.back());
     uses_library_ = uses_library_ || products_.back().is_by_library();
-    stride = layer.out_features;
     factors_of_.push_back(factor_elements_);
     if (is_by_columns(layer.norm) && has_eps(layer.norm))
       factor_elements_ += 2 * aligned<T>(layer.out_features);
@@ -41,15 +40,16 @@ ForwardPlan<T>::ForwardPlan(const NetworkSpec& spec, const Machine<T>& machine, 
   if (blocks_) threads_ = std::min(threads_, static_cast<int>(blocks_.count()));
 }
 
-// An output is read by the next layer, and once more where it is added to that of a later one: its
-// buffer is free from then on. A layer that follows is written while its leader is.
+// An output is read by the next layer, and by the one after it where that gates, and once more
+// where it is added to that of a later one: its buffer is free from then on. A layer that follows
+// is written while its leader is.
 template <typename T>
 void ForwardPlan<T>::place_outputs() {
   const int64_t count = spec_.layers.size();
   InlineVector<int64_t, 8> last_reader;  // of each buffer
   for (int64_t l = 0, leader = 0; l < count; ++l) {
     if (!follows(l)) leader = l;
-    int64_t reader = l + 1;
+    int64_t reader = spec_.is_gated(l + 1) ? l + 2 : l + 1;
     for (int64_t above = l + 2; above < count; ++above) {
       const LayerSpec& layer = spec_.layers[above];
       if (layer.skip > 0 && layer.skip_from(above) == l + 1) reader = above;
@@ -94,11 +94,10 @@ struct ForwardPlan<T>::Run {
   }
 
   const T* input(int64_t l) const {
+    l = plan.spec_.reads_with(l);
     return l > 0 ? layers[l - 1].output : static_cast<const T*>(memory.input);
   }
-  int64_t input_stride(int64_t l) const {
-    return l > 0 ? plan.spec_.layers[l].in_features : plan.spec_.head.input_stride;
-  }
+  int64_t input_stride(int64_t l) const { return plan.spec_.input_stride(l); }
 
   template <typename Stages>
   void work(const Stages& stages) const {
@@ -189,8 +188,9 @@ struct ForwardPlan<T>::Run {
     const LayerSpec& layer = plan.spec_.layers[l];
     const LayerMemory& operands = memory.layers[l];
     const int64_t n = features(l), stride = input_stride(l);
-    const T *const x = input(l) + i * stride + j, *const mean = static_cast<const T*>(operands.mean),
-            *const bias = static_cast<const T*>(operands.bias), *const scale = factor(l);
+    const T *const x = input(l) + i * stride + j,
+                   *const mean = static_cast<const T*>(operands.mean),
+                   *const bias = static_cast<const T*>(operands.bias), *const scale = factor(l);
     T* const z = layers[l].sums + i * n + j;
     if (layer.norm == Norm::prelu) {
       const T* const weight = static_cast<const T*>(operands.weight);
@@ -243,7 +243,8 @@ struct ForwardPlan<T>::Run {
                                                layer.parameters);
     }
     if (layer.is_output_activated()) return;
-    const T* const noise = static_cast<const T*>(memory.layers[l].noise);
+    const T* const factor =
+        layer.gates ? layers[l - 1].output : static_cast<const T*>(memory.layers[l].noise);
     const T* added = nullptr;
     int64_t added_stride = 0;
     if (layer.skip > 0) {
@@ -251,7 +252,7 @@ struct ForwardPlan<T>::Run {
       added_stride = stride == 1 ? 1 : input_stride(from);
       added = input(from) + i * added_stride + j;
     }
-    plan.kernels_.combine(rows, columns, y, stride, layer.noise ? noise + at : nullptr, added,
+    plan.kernels_.combine(rows, columns, y, stride, factor ? factor + at : nullptr, added,
                           added_stride, layers[l].output + at, stride);
   }
 };
