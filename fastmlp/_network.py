@@ -55,7 +55,7 @@ class Layer:
     eps: float = 0.0  # the norm's
     mean: Tensor | None = None  # of Norm.FIXED
     variance: Tensor | None = None
-    averages: nn.BatchNorm1d | None = None  # of Norm.BATCH: what keeps them
+    averages: nn.BatchNorm1d | None = None  # of Norm.BATCH: what keeps them, and counts batches
     # Whether it takes the input of the layer before it, with whose output its own is multiplied.
     gates: bool = False
 
@@ -71,6 +71,11 @@ class Layer:
         if self.weight is None and self.norm is not Norm.NONE:
             return rest
         return [self.weight, *rest]  # type: ignore[list-item]  # of which errors will tell
+
+    @property
+    def is_half_of_gate(self) -> bool:
+        """Whether it may be one of the two layers of a gate."""
+        return self.norm is Norm.NONE and not (self.dropout or self.skip or self.gates)
 
     def sums(self, x: Tensor) -> Tensor:
         """What the activation is given."""
@@ -115,8 +120,13 @@ class Network:
     @property
     def draws_first(self) -> bool:
         """Whether dropout may be given what lies in memory as the input does."""
-        lies_as_input = (Norm.PASS, Norm.PRELU)
-        return any(layer.norm in lies_as_input and layer.dropout for layer in self.layers)
+        lies = [True]  # whether what a layer is given does
+        for layer in self.layers:
+            stays = layer.norm in (Norm.PASS, Norm.PRELU) and lies[-1]
+            if stays and layer.dropout:
+                return True
+            lies.append(stays or (layer.skip > 0 and lies[-layer.skip]))
+        return False
 
     @property
     def finds_statistics(self) -> bool:
@@ -217,15 +227,11 @@ class Network:
                 continue
             mean, variance = statistics[:features], statistics[features : 2 * features]
             statistics = statistics[2 * features :]
-            module = layer.averages
-            if module is None or module.running_mean is None or module.running_var is None:
-                continue
-            share: Any = module.momentum
-            if module.num_batches_tracked is not None:
-                module.num_batches_tracked.add_(1)
-                if share is None:
-                    share = 1 / module.num_batches_tracked.to(mean.dtype)
-            share = 0.0 if share is None else share
+            module: Any = layer.averages
+            module.num_batches_tracked.add_(1)
+            share = module.momentum
+            if share is None:
+                share = 1 / module.num_batches_tracked.to(mean.dtype)
             module.running_mean.mul_(1 - share).add_(mean * share)
             module.running_var.mul_(1 - share).add_(variance * (rows / (rows - 1)) * share)
 

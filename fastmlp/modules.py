@@ -270,7 +270,7 @@ class Reader:
         if module.training and module.track_running_stats and mean is None and count is not None:
             return f"module {name} counts batches without averages of them"
         layer = Layer(weight, bias, norm=Norm.BATCH, eps=float(module.eps))
-        if module.training and module.track_running_stats:
+        if module.training and module.track_running_stats and count is not None:
             layer.averages = module
         if not finds:
             layer.norm, layer.mean, layer.variance = Norm.FIXED, mean, variance
@@ -338,13 +338,13 @@ class Reader:
             reason = self.read({half: module}, f"{name}.")
             if reason is not None:
                 return reason
+            layers = self.network.layers[self.begin :]
+            if len(layers) != 1 or not layers[0].is_half_of_gate:
+                return f"module {name} is not of two linear layers with their activations alone"
         self.residuals -= 1
         self.begin = outer
         layers = self.network.layers[before:]
-        if len(layers) != 2 or any(
-            layer.norm is not Norm.NONE or layer.dropout or layer.skip or layer.gates
-            for layer in layers
-        ):
+        if len(layers) != 2:
             return f"module {name} is not of two linear layers with their activations alone"
         if layers[0].weight.shape != layers[1].weight.shape:  # type: ignore[union-attr]
             return f"module {name} is of two linear layers of different shapes"
@@ -385,7 +385,11 @@ def runs(network: Network, input: Tensor) -> bool:
         return False
     if not network.finds_statistics:
         return True
-    return is_compiling() and why_plain_when_compiled(network.flat(input), network) is None
+    # Where no average is written, torch.func's transforms take torch's BatchNorm, and not ours.
+    writes = all(one.averages is not None for one in network.layers if one.norm is Norm.BATCH)
+    return (
+        writes and is_compiling() and why_plain_when_compiled(network.flat(input), network) is None
+    )
 
 
 def runs_its_modules(module: Any) -> bool:

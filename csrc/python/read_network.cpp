@@ -201,6 +201,16 @@ class Reader {
 
  private:
   LayerOps& layer() { return network_.program.layers.back(); }
+  const InlineVector<LayerOps, 8>& layers() const { return network_.program.layers; }
+
+  // Whether a layer's output lies in memory as the network's input does, where nothing is added.
+  bool lies_as_input(int64_t l) const { return layers()[l].norm >= Norm::pass && is_given_so(l); }
+  // … or what it is given.
+  bool is_given_so(int64_t l) const {
+    if (l == 0) return true;
+    const int skip = layers()[l - 1].skip;
+    return lies_as_input(l - 1) || (skip > 0 && is_given_so(l - skip));
+  }
 
   bool read_module(PyObject* module) {
     if (module == Py_None) return false;
@@ -465,7 +475,7 @@ class Reader {
     if (training == Py_False || probability == 0) return true;
     if (training != Py_True) return false;
     if (stage_ == Stage::closed) pass();
-    network_.draws_first = network_.draws_first || layer().norm >= Norm::pass;
+    network_.draws_first = network_.draws_first || lies_as_input(layers().size() - 1);
     layer().dropout = probability;
     stage_ = Stage::closed;
     return true;

@@ -147,17 +147,19 @@ std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& input, at::TensorList o
   // Malformed arguments have no layers to tell apart; the check of mlp_forward speaks of them.
   call->checked = Needs(needs.size(), false);
   if (call->program.operands == static_cast<int>(operands.size())) {
-    // As eager: the input for its weight's gradient, a weight for its input's gradient.
-    bool below = needs[0];
+    // As eager: the input for its weight's gradient, a weight for its input's gradient. below:
+    // whether a gradient goes through what a layer is given; before: likewise the layer before it.
+    bool below = needs[0], before = below;
     for (int64_t l = 0; l < call->program.layers.size(); ++l) {
       const LayerOps& layer = call->program.layers[l];
       const auto needed = [&](int operand) { return operand >= 0 && needs[1 + operand]; };
       const auto check = [&](int operand, bool is_read) {
         if (operand >= 0) call->checked[1 + operand] = is_read;
       };
-      const bool trains = needed(layer.weight);
-      if (l == 0) call->checked[0] = trains || (reads_input(layer.norm) && needs[0]);
-      check(layer.weight, below);
+      const bool trains = needed(layer.weight), passes = layer.gates ? before : below;
+      if (l == 0 || (l == 1 && layer.gates))
+        call->checked[0] = call->checked[0] || trains || (reads_input(layer.norm) && needs[0]);
+      check(layer.weight, passes);
       for (const int operand : {layer.noise, layer.mean, layer.variance}) {
         TORCH_CHECK(!needed(operand), "fastmlp: expected ",
                     operand == layer.noise ? "noise that requires"
@@ -165,6 +167,7 @@ std::tuple<at::Tensor, at::Tensor> run(const at::Tensor& input, at::TensorList o
                     " no gradient");
         check(operand, operand == layer.noise || below || trains);
       }
+      before = passes;
       below = below || trains || needed(layer.bias);
     }
   }

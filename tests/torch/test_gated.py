@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import assert_as_plain, assert_same_bits_on_threads
+from graphs import is_modified
 from numerics import POISONS
 from torch import Tensor, nn
 from twins import LOSSES, OPTIMIZERS, Twins
@@ -108,6 +109,40 @@ def test_frozen_weights(isa: str, frozen: str, input_gradient: bool, rows: int) 
     model = fused(gated(9, 6), nn.Linear(6, 2))
     model[0].first.requires_grad_(False)
     assert_as_plain(model, x)
+
+
+@pytest.mark.parametrize("below", [True, False])
+@pytest.mark.parametrize("frozen", [(), (0,), (0, 1), (2,), (4,)])
+@pytest.mark.parametrize("input_gradient", [True, False])
+def test_modified_between_forward_and_backward(
+    below: bool, frozen: tuple[int, ...], input_gradient: bool
+) -> None:
+    """Each tensor in turn is an error where it is one for eager, and makes no difference else."""
+    modules = [nn.Linear(9, 9), nn.Tanh()] if below else []
+    model = fused(*modules, gated(9, 6, "geglu"), nn.Linear(6, 3))
+    parameters = list(model.parameters())
+    gate = parameters[2:] if below else parameters
+    for place in frozen:
+        gate[place].requires_grad_(False)
+    x = torch.randn(8, 9, dtype=torch.float64)
+    for which in range(-1, len(parameters)):
+        outcomes = []
+        for network in (model, model.as_sequential()):
+            leaf = x.clone().requires_grad_(input_gradient)
+            given = leaf * 1
+            y = network(given)
+            with torch.no_grad():
+                modified = given if which < 0 else parameters[which]
+                before = modified.clone()
+                modified.add_(1)
+            wanted = [one for one in (leaf, *parameters) if one.requires_grad]
+            try:
+                outcomes.append(list(torch.autograd.grad(y.sum(), wanted)))
+            except RuntimeError as error:
+                outcomes.append([] if is_modified(error) else [x])
+            with torch.no_grad():
+                modified.copy_(before)
+        torch.testing.assert_close(*outcomes)
 
 
 def test_strided_and_wide_inputs() -> None:
@@ -220,6 +255,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Gated(nn.Sequential(nn.Flatten(), nn.Linear(9, 6)), nn.Linear(9, 6)),
         "before all linear layers",
     ),
+    "two layers and nothing": (
+        lambda: Gated(nn.Identity(), nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9))),
+        "two linear layers",
+    ),
     "nothing": (lambda: Gated(nn.Sequential(), nn.Linear(9, 9)), "two linear layers"),
     "in place on the input": (
         lambda: Gated(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(9, 6)), nn.Linear(9, 6)),
@@ -232,7 +271,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("training", [True, False])
 def test_what_is_no_gate_runs_plain(kind: str, training: bool) -> None:
     make, reason = REFUSED[kind]
-    width = 9 if kind in ("an activation alone", "a block", "nothing") else 6
+    width = make()(torch.randn(2, 9)).size(-1)
     model = fused(make(), nn.Linear(width, 3))
     model.train(training)
     x = torch.randn(8, 9, dtype=torch.float64)
@@ -240,11 +279,14 @@ def test_what_is_no_gate_runs_plain(kind: str, training: bool) -> None:
         assert_fused(model, x)
         return
     assert reason in str(model.why_plain(x))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
     outcomes = []
-    for network in (model, model.as_sequential()):
+    for network in (model, compiled, model.as_sequential()):
         torch.manual_seed(3)
         outcomes.append(network(x.clone()))
-    torch.testing.assert_close(*outcomes)
+    torch.testing.assert_close(outcomes[0], outcomes[2])
+    torch.testing.assert_close(outcomes[1], outcomes[2])
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), 0.1))(
             x, torch.zeros(8, 3, dtype=torch.float64)

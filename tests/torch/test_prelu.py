@@ -90,10 +90,30 @@ def test_strided_and_wide_inputs(shared: bool) -> None:
             model(x)
 
 
-def test_dropout_is_drawn_in_the_order_of_memory() -> None:
-    model = fused(nn.PReLU(), nn.Dropout(0.5), nn.Linear(6, 4))
+ORDERED: dict[str, tuple[Callable[[], list[nn.Module]], bool]] = {
+    "in front": (lambda: [nn.PReLU(), nn.Dropout(0.5), nn.Linear(6, 4)], True),
+    "after a block": (
+        lambda: [
+            Residual(nn.Linear(6, 6)), nn.PReLU(), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 4),
+        ],
+        True,
+    ),
+    "after a layer": (
+        lambda: [nn.Linear(6, 6), nn.PReLU(), nn.Dropout(0.5), nn.Tanh(), nn.Dropout(0.2)], False,
+    ),
+    "in a block": (
+        lambda: [nn.Linear(6, 6), nn.ReLU(), Residual(nn.Dropout(0.5), nn.Linear(6, 6))], False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ORDERED)
+def test_dropout_is_drawn_in_the_order_of_memory(kind: str) -> None:
+    make, lies = ORDERED[kind]
+    model = fused(*make())
     x = torch.randn(6, 8, dtype=torch.float64).mT
-    assert "order of an input" in str(model.why_plain(x))
+    assert (_C.run_modules(model._modules, x) is None) == lies
+    assert lies == ("order of an input" in str(model.why_plain(x)))
     outcomes = []
     for network in (model, model.as_sequential()):
         torch.manual_seed(1)
