@@ -321,11 +321,16 @@ def _paths(graph: fx.Graph, root: nn.Module) -> list[list[_Step]]:
     return list(ends.values())
 
 
+def _is_of_two(node: fx.Node, functions: tuple[Any, ...], method: str) -> bool:
+    """Whether a node is one of some functions, or a method, of two values and no more."""
+    is_function = node.op == "call_function" and node.target in functions
+    is_one = is_function or (node.op == "call_method" and node.target == method)
+    return is_one and not node.kwargs and len(node.args) == 2
+
+
 def _residual(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
     """x + f(x), where f is a path from x that the reader knows as a block."""
-    is_sum = node.op == "call_function" and node.target in (operator.add, torch.add)
-    is_sum = is_sum or (node.op == "call_method" and node.target == "add")
-    if not is_sum or node.kwargs or len(node.args) != 2:
+    if not _is_of_two(node, (operator.add, torch.add), "add"):
         return None
     for input, end in (node.args, reversed(node.args)):
         if not isinstance(input, fx.Node) or not isinstance(end, fx.Node) or input is end:
@@ -345,9 +350,7 @@ def _residual(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
 
 def _gated(node: fx.Node, ends: dict[fx.Node, list[_Step]]) -> _Step | None:
     """f(x) * g(x), where both are paths from x that the reader knows as halves of a gate."""
-    is_product = node.op == "call_function" and node.target in (operator.mul, torch.mul)
-    is_product = is_product or (node.op == "call_method" and node.target == "mul")
-    if not is_product or node.kwargs or len(node.args) != 2:
+    if not _is_of_two(node, (operator.mul, torch.mul), "mul"):
         return None
     halves = [ends.get(end) if isinstance(end, fx.Node) else None for end in node.args]
     first, second = halves

@@ -329,22 +329,20 @@ class Reader:
         return None
 
     def read_gated(self, name: str, gated: nn.Module) -> str | None:
-        before = len(self.network.layers)
-        outer = self.begin
+        halves: list[list[Layer]] = []
+        outer, reason = self.begin, None
         self.residuals += 1
         for half, module in gated._modules.items():
             self.begin = len(self.network.layers)
             self.takes_activation = self.takes_dropout = False
-            reason = self.read({half: module}, f"{name}.")
-            if reason is not None:
-                return reason
-            layers = self.network.layers[self.begin :]
-            if len(layers) != 1 or not layers[0].is_half_of_gate:
-                return f"module {name} is not of two linear layers with their activations alone"
+            reason = reason or self.read({half: module}, f"{name}.")
+            halves.append(self.network.layers[self.begin :])
         self.residuals -= 1
         self.begin = outer
-        layers = self.network.layers[before:]
-        if len(layers) != 2:
+        if reason is not None:
+            return reason
+        layers = [half[0] for half in halves if len(half) == 1 and half[0].is_half_of_gate]
+        if len(halves) != 2 or len(layers) != 2:
             return f"module {name} is not of two linear layers with their activations alone"
         if layers[0].weight.shape != layers[1].weight.shape:  # type: ignore[union-attr]
             return f"module {name} is of two linear layers of different shapes"

@@ -130,8 +130,8 @@ Program decode(const int64_t* numbers, int64_t count, const double* constants,
       layer.noise = program.operands++;
     } else if (op == Op::gate) {
       const int64_t before = program.layers.size() - 2;
-      const bool fits = before >= 0 && layer.is_half_of_gate() &&
-                        program.layers[before].is_half_of_gate() && !program.layers[before].gates;
+      const bool fits =
+          before >= 0 && layer.is_half_of_gate() && program.layers[before].is_half_of_gate();
       if (!fits) refuse("with a gate that is not of two linear ops");
       layer.gates = true;
     } else {

@@ -49,7 +49,7 @@ struct LayerOps {
   bool is_output_activated() const { return noise < 0 && skip == 0 && !gates; }
   // Whether it may be one of the two layers of a gate.
   bool is_half_of_gate() const {
-    return norm == Norm::none && noise < 0 && dropout == 0 && skip == 0;
+    return norm == Norm::none && noise < 0 && dropout == 0 && skip == 0 && !gates;
   }
   // Whether the weight is as long as the output has features.
   bool has_whole_weight() const { return weight >= 0 && norm != Norm::prelu; }

@@ -503,8 +503,7 @@ class Reader {
     for (Py_ssize_t position = 0; PyDict_Next(modules, &position, &key, &module);) {
       begin_ = layers.size();
       stage_ = Stage::closed;
-      if (!read_module(module) || layers.size() != begin_ + 1 || !layer().is_half_of_gate() ||
-          layer().gates)
+      if (!read_module(module) || layers.size() != begin_ + 1 || !layer().is_half_of_gate())
         return false;
     }
     --residuals_;

@@ -7,7 +7,19 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fastmlp import FusedMLP
+from fastmlp import _C, FusedMLP
+
+
+def fused(*modules: nn.Module) -> FusedMLP:
+    """Of these modules, in float64."""
+    return FusedMLP.from_sequential(nn.Sequential(*modules).double())
+
+
+def assert_fused(model: FusedMLP, x: Tensor) -> Tensor:
+    """Runs fused, with the plain network's numbers: both readers of modules agree."""
+    assert model.why_plain(x) is None
+    assert _C.run_modules(model._modules, x) is not None
+    return assert_as_plain(model, x)
 
 
 def assert_as_plain(model: FusedMLP, x: Tensor, seed: int = 7) -> Tensor:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import assert_as_plain, assert_same_bits_on_threads
+from blocks import assert_as_plain, assert_fused, assert_same_bits_on_threads, fused
 from graphs import is_modified
 from numerics import POISONS
 from torch import Tensor, nn
 from twins import LOSSES, OPTIMIZERS, Twins
 
 import fastmlp
-from fastmlp import _C, FusedMLP, Gated, Residual, TrainStep
+from fastmlp import FusedMLP, Gated, Residual, TrainStep
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "swiglu": nn.SiLU, "glu": nn.Sigmoid, "geglu": nn.GELU, "reglu": nn.ReLU,
@@ -27,16 +27,6 @@ ACTIVATION = pytest.mark.parametrize("kind", ACTIVATIONS)
 def gated(m: int, n: int, kind: str = "swiglu", bias: bool = True) -> Gated:
     first = nn.Sequential(nn.Linear(m, n, bias), ACTIVATIONS[kind]())
     return Gated(first, nn.Linear(m, n, bias))
-
-
-def fused(*modules: nn.Module) -> FusedMLP:
-    return FusedMLP.from_sequential(nn.Sequential(*modules).double())
-
-
-def assert_fused(model: FusedMLP, x: Tensor) -> None:
-    assert model.why_plain(x) is None
-    assert _C.run_modules(model._modules, x) is not None
-    assert_as_plain(model, x)
 
 
 @ACTIVATION

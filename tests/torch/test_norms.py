@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from blocks import assert_as_plain, assert_same_bits_on_threads
+from blocks import assert_as_plain, assert_fused, assert_same_bits_on_threads
 from layouts import LAYOUTS, Layout
 from numerics import POISONS
-from torch import Tensor, nn
+from torch import nn
 from twins import OPTIMIZERS, Twins
 
-from fastmlp import _C, FusedMLP
+from fastmlp import FusedMLP
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 NORM = pytest.mark.parametrize("kind", NORMS)
@@ -30,13 +30,6 @@ def filled(model: nn.Module) -> nn.Module:
 
 def fused(*modules: nn.Module) -> FusedMLP:
     return FusedMLP.from_sequential(filled(nn.Sequential(*modules)).double())
-
-
-def assert_fused(model: FusedMLP, x: Tensor) -> None:
-    """Both readers of modules agree, and the numbers are the plain network's."""
-    assert model.why_plain(x) is None
-    assert _C.run_modules(model._modules, x) is not None
-    assert_as_plain(model, x)
 
 
 def usual(kind: str, n: int) -> FusedMLP:

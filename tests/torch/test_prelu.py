@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from blocks import assert_as_plain, assert_same_bits_on_threads
+from blocks import assert_fused, assert_same_bits_on_threads, fused
 from numerics import POISONS
 from torch import Tensor, nn
 from twins import LOSSES, Twins
@@ -23,16 +23,6 @@ def prelu(n: int, shared: bool) -> nn.PReLU:
     with torch.no_grad():
         module.weight.copy_(torch.linspace(-0.5, 0.75, module.weight.numel()))
     return module
-
-
-def fused(*modules: nn.Module) -> FusedMLP:
-    return FusedMLP.from_sequential(nn.Sequential(*modules).double())
-
-
-def assert_fused(model: FusedMLP, x: Tensor) -> None:
-    assert model.why_plain(x) is None
-    assert _C.run_modules(model._modules, x) is not None
-    assert_as_plain(model, x)
 
 
 @KINDS

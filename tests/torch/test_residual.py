@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import assert_as_plain, hooked, with_its_own_forward
+from blocks import assert_as_plain, assert_fused, hooked, with_its_own_forward
 from layouts import LAYOUTS, Layout
 from numerics import POISONS, kinds
 from reference import ACTIVATIONS
@@ -34,13 +34,6 @@ def _one_thread(threads: int) -> None:
 
 def linear(m: int = 9, n: int = 9, bias: bool = True) -> nn.Linear:
     return nn.Linear(m, n, bias)
-
-
-def assert_fused(model: FusedMLP, x: Tensor) -> Tensor:
-    """Runs fused, with the plain network's numbers: both readers of modules agree."""
-    assert model.why_plain(x) is None
-    assert _C.run_modules(model._modules, x) is not None
-    return assert_as_plain(model, x)
 
 
 # The module alone ---------------------------------------------------------------------------------

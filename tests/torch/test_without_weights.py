@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import assert_as_plain, assert_same_bits_on_threads
+from blocks import assert_as_plain, assert_fused, assert_same_bits_on_threads, fused
 from numerics import POISONS
-from torch import Tensor, nn
+from torch import nn
 from twins import LOSSES, Twins
 
 import fastmlp
@@ -22,16 +22,6 @@ SOFTMAXES = {
     "log_softmax over dimension 1": lambda: nn.LogSoftmax(1),
 }
 SOFTMAX = pytest.mark.parametrize("kind", SOFTMAXES)
-
-
-def fused(*modules: nn.Module) -> FusedMLP:
-    return FusedMLP.from_sequential(nn.Sequential(*modules).double())
-
-
-def assert_fused(model: FusedMLP, x: Tensor) -> None:
-    assert model.why_plain(x) is None
-    assert _C.run_modules(model._modules, x) is not None
-    assert_as_plain(model, x)
 
 
 @SOFTMAX
